@@ -1,0 +1,56 @@
+//! What an API is told when it starts: the names it answers to, and its bounds.
+
+use std::time::Duration;
+
+/// How an API runs.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Host names, beside `localhost` and the loopback addresses, that are accepted while the API listens on loopback: those
+    /// of a reverse proxy on the same machine. Elsewhere every name is accepted.
+    pub hosts: Vec<String>,
+    /// What is bounded, and how.
+    pub limits: Limits,
+}
+
+/// Bounds of one API. The defaults suit every installation that we know; tests shorten them.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections served at once; more wait in the kernel's backlog. Each costs a file descriptor and some 20 KiB.
+    pub connections: usize,
+    /// The largest body, in bytes: several times the largest context as text, and below what the tree's messages take.
+    pub body_bytes: usize,
+    /// How long a client may take for its headers, and leave a connection idle. Longer than the 60 s for which nginx keeps its
+    /// connections, so that not we but the proxy closes them.
+    pub header_read: Duration,
+    /// How long a client may take for its body.
+    pub body_read: Duration,
+    /// How long a client may refuse to take a byte before it is cut off.
+    pub write_stall: Duration,
+    /// The longest silence in a stream. Clients and proxies give up after 15 s and more.
+    pub heartbeat: Duration,
+    /// How long a stream waits for its first token before it answers 200. Until then a failure has a status of its own.
+    pub first_token: Duration,
+    /// How long a root may be unreachable before an answer began: a restart takes about that long.
+    pub root_retry: Duration,
+    /// How long a query may take when its request does not say.
+    pub deadline: Duration,
+    /// How long answers may go on after [`stop`](crate::Api::stop).
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 8192,
+            body_bytes: 4 << 20,
+            header_read: Duration::from_secs(65),
+            body_read: Duration::from_secs(30),
+            write_stall: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(10),
+            first_token: Duration::from_secs(10),
+            root_retry: Duration::from_secs(3),
+            deadline: Duration::from_secs(300),
+            drain: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! `/livez` and `/readyz`, for whoever supervises the process or sends traffic to it.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde_json::json;
+
+use crate::{catalogue, routes::Context};
+
+/// The process serves.
+pub(crate) async fn livez() -> Response {
+    Json(json!({ "status": "live" })).into_response()
+}
+
+/// A query would be answered: a root is there, and some model.
+pub(crate) async fn readyz(State(context): State<Context>) -> Response {
+    let missing = if context.stopping.is_cancelled() {
+        Some("the API is shutting down".to_owned())
+    } else if let Err(error) = context.roots.probe().await {
+        Some(error.to_string())
+    } else if catalogue::first(&context.roots.view()).is_none() {
+        Some("no node serves a model yet".to_owned())
+    } else {
+        None
+    };
+    match missing {
+        None => Json(json!({ "status": "ready" })).into_response(),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "why": why }))).into_response(),
+    }
+}

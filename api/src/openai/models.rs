@@ -1,0 +1,63 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`: what the tree serves.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use serde::Serialize;
+
+use super::Error;
+use crate::{
+    catalogue::{self, Offer},
+    routes::Context,
+};
+
+/// A list, as OpenAI shows lists.
+#[derive(Serialize)]
+pub(crate) struct List {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+/// One model.
+#[derive(Serialize)]
+pub(crate) struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// Ours.
+    banyan: Extension,
+}
+
+#[derive(Serialize)]
+struct Extension {
+    /// Whether it has a chat template of its own; the others complete text.
+    chat: bool,
+    /// In tokens.
+    context: u32,
+    nodes: Vec<String>,
+}
+
+impl From<Offer> for Model {
+    fn from(offer: Offer) -> Self {
+        let nodes = offer.nodes.into_iter().map(String::from).collect();
+        let banyan = Extension { chat: offer.chat, context: offer.context, nodes };
+        Model { id: offer.id, object: "model", created: offer.created, owned_by: "banyan", banyan }
+    }
+}
+
+/// All of them.
+pub(crate) async fn models(State(context): State<Context>) -> Json<List> {
+    let data = catalogue::offers(&context.roots.view()).into_iter().map(Model::from).collect();
+    Json(List { object: "list", data })
+}
+
+/// One of them; names have slashes.
+pub(crate) async fn model(State(context): State<Context>, Path(id): Path<String>) -> Result<Json<Model>, Error> {
+    let mut offers = catalogue::offers(&context.roots.view());
+    match offers.iter().position(|offer| offer.id == id) {
+        Some(at) => Ok(Json(offers.swap_remove(at).into())),
+        None => Err(Error::no_such_model(&id, offers.iter().map(|offer| offer.id.as_str()))),
+    }
+}

@@ -1,0 +1,133 @@
+//! What both endpoints make of a request: the prompts, how often each is answered, and in which dialect.
+
+use banyan_proto::{QueryId, v1::generation::Prompt};
+use tokio::time::Instant;
+
+use super::{
+    Error,
+    parameters::{CHOICES_MAX, Parameters},
+};
+use crate::{answer::Query, catalogue, routes::Context};
+
+/// Whose lane a query waits in while there are no keys to tell users apart.
+const EVERYBODY: &str = "everybody";
+
+/// Each choice carries its prompt, so that a long one times many choices would take much memory.
+const COPIES_BYTES_MAX: usize = 16 << 20;
+
+/// What a template adds to each message, in tokens, at most.
+const TEMPLATE_TOKENS: usize = 16;
+
+/// Which of the two endpoints is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Chat,
+    Completions,
+}
+
+impl Dialect {
+    /// The parameter that carries the prompt.
+    pub(super) fn prompt(self) -> &'static str {
+        match self {
+            Dialect::Chat => "messages",
+            Dialect::Completions => "prompt",
+        }
+    }
+
+    /// What an answer's id begins with; the rest is its first query's.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Dialect::Chat => "chatcmpl-",
+            Dialect::Completions => "cmpl-",
+        }
+    }
+}
+
+/// A request, understood.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Order {
+    pub(crate) dialect: Dialect,
+    pub(crate) parameters: Parameters,
+    pub(crate) prompts: Vec<Prompt>,
+    /// Whether answers begin with their prompt.
+    pub(crate) echo: bool,
+}
+
+impl Order {
+    /// # Errors
+    /// When there are too many choices in all, or their prompts are too long together.
+    pub(super) fn bounded(self) -> Result<Self, Error> {
+        let (prompts, n) = (self.prompts.len(), self.parameters.n);
+        let param = if prompts > 1 { "prompt" } else { "n" };
+        if prompts * n > CHOICES_MAX {
+            let message =
+                format!("{} choices were asked for, of at most {CHOICES_MAX}: send fewer prompts, or a smaller n", prompts * n);
+            return Err(Error::parameter(param, message));
+        }
+        if n > 1 && n * self.prompts.iter().map(bytes).sum::<usize>() > COPIES_BYTES_MAX {
+            let message = format!("the prompts of all choices together exceed {COPIES_BYTES_MAX} bytes: ask for a smaller n");
+            return Err(Error::parameter("n", message));
+        }
+        Ok(self)
+    }
+
+    /// The text that a choice begins with.
+    pub(super) fn echoed(&self, choice: usize) -> Option<&str> {
+        match &self.prompts[choice / self.parameters.n] {
+            Prompt::Text(text) if self.echo => Some(text),
+            _ => None,
+        }
+    }
+
+    /// One query per choice; a prompt's choices are neighbours.
+    pub(super) fn queries(&self, context: &Context) -> Vec<Query> {
+        let parameters = &self.parameters;
+        let tokens = catalogue::context(&context.roots.view(), &parameters.model);
+        let deadline = Instant::now() + parameters.deadline.unwrap_or(context.limits.deadline);
+        let one = |prompt: &Prompt, choice| Query {
+            id: QueryId::new(),
+            model: parameters.model.clone(),
+            owner: EVERYBODY.to_owned(),
+            priority: parameters.priority,
+            deadline,
+            tokens_max: tokens_max(prompt, parameters.generation.max_tokens, tokens),
+            generation: parameters.generation(prompt.clone(), choice),
+        };
+        self.prompts.iter().flat_map(|prompt| (0..parameters.n).map(move |choice| one(prompt, choice))).collect()
+    }
+}
+
+fn bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(tokens) => tokens.ids.len() * size_of::<u32>(),
+        Prompt::Chat(chat) => {
+            chat.messages.iter().map(|message| message.role.len() + message.content.len() + TEMPLATE_TOKENS).sum()
+        }
+    }
+}
+
+/// A token stands for at least one byte, and nothing exceeds the context.
+fn tokens_max(prompt: &Prompt, max_tokens: u32, context: Option<u32>) -> u32 {
+    let prompt = match prompt {
+        Prompt::Tokens(tokens) => tokens.ids.len(),
+        text => bytes(text),
+    };
+    let context = context.unwrap_or(u32::MAX);
+    let completion = if max_tokens == 0 { context } else { max_tokens };
+    u32::try_from(prompt).unwrap_or(u32::MAX).saturating_add(completion).min(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_querys_tokens_are_bounded_by_its_bytes_and_by_the_context() {
+        let text = |bytes: usize| Prompt::Text("x".repeat(bytes));
+        assert_eq!(tokens_max(&text(100), 20, Some(1024)), 120);
+        assert_eq!(tokens_max(&text(5000), 20, Some(1024)), 1024);
+        assert_eq!(tokens_max(&text(100), 0, Some(1024)), 1024);
+        assert_eq!(tokens_max(&text(100), 20, None), 120);
+    }
+}

@@ -1,0 +1,234 @@
+//! From queries to a response: their answers merged, and gathered into a whole. `stream.rs` passes them on as they come.
+//!
+//! Nothing is answered before the first token, so that a failure until then has its own status; what fails later is told in the
+//! stream. When the response is dropped, because its client went away, so are the answers, and the tree cancels their queries.
+
+use std::{
+    pin::Pin,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue},
+    response::{IntoResponse as _, Response},
+};
+use banyan_proto::{QueryId, v1};
+use futures::{Stream, StreamExt as _, stream::SelectAll};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tracing::debug;
+
+use super::{
+    Dialect, Error, Order,
+    shapes::{Chat, ChatLogprobs, Completion, CompletionLogprobs, Envelope, Message, Origin, Usage, finish_reason},
+    stream,
+};
+use crate::{
+    answer::{self, Event, Failure, Query},
+    catalogue,
+    routes::Context,
+    sse,
+};
+
+static NODE: HeaderName = HeaderName::from_static("x-banyan-node");
+
+/// Answers an order.
+pub(crate) async fn complete(context: &Context, order: Order) -> Result<Response, Error> {
+    let mut reply = Reply::start(context, order);
+    let (response, node) = if reply.order.parameters.stream {
+        let mut early = Vec::new();
+        let first = tokio::time::timeout(context.limits.first_token, reply.until_first_token(&mut early)).await;
+        if let Ok(Err(failure)) = first {
+            return Err(reply.error(failure));
+        }
+        let node = reply.node();
+        (sse::response(stream::frames(reply, early)), node)
+    } else {
+        reply.gather().await?;
+        (reply.whole(), reply.node())
+    };
+    Ok(with_node(response, node))
+}
+
+/// One choice's answer, numbered.
+type Answered = Pin<Box<dyn Stream<Item = (usize, Result<Event, Failure>)> + Send>>;
+
+/// The answer to one order, as far as it has come.
+pub(crate) struct Reply {
+    pub(super) context: Context,
+    pub(super) order: Order,
+    id: String,
+    /// Unix time in seconds.
+    created: u64,
+    events: SelectAll<Answered>,
+    /// The API's end.
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    pub(crate) choices: Vec<Choice>,
+}
+
+/// One choice of it.
+pub(crate) struct Choice {
+    query: QueryId,
+    pub(super) placed: Option<v1::Placed>,
+    pub(super) finish: Option<v1::Finish>,
+    /// Of a whole answer.
+    pub(crate) text: String,
+    logprobs: Vec<v1::TokenLogprob>,
+}
+
+impl Choice {
+    pub(super) fn origin(&self) -> Option<Origin<'_>> {
+        self.placed.as_ref().map(|placed| Origin::new(self.query, placed))
+    }
+
+    fn finish_reason(&self) -> &'static str {
+        self.finish.as_ref().map_or("stop", finish_reason)
+    }
+}
+
+impl Reply {
+    /// Asks. Nothing is sent before the first event is awaited.
+    pub(crate) fn start(context: &Context, order: Order) -> Self {
+        let queries = order.queries(context);
+        let unanswered =
+            |query: &Query| Choice { query: query.id, placed: None, finish: None, text: String::new(), logprobs: Vec::new() };
+        let choices: Vec<Choice> = queries.iter().map(unanswered).collect();
+        let mut events = SelectAll::new();
+        for (index, query) in queries.into_iter().enumerate() {
+            debug!(query = %query.id, model = query.model, dialect = ?order.dialect, stream = order.parameters.stream, "asked");
+            events.push(answer::ask(context.roots.clone(), query).map(move |event| (index, event)).boxed());
+        }
+        Reply {
+            id: format!("{}{}", order.dialect.prefix(), choices[0].query),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            context: context.clone(),
+            order,
+            events,
+            ending: Box::pin(context.ending.clone().cancelled_owned()),
+            choices,
+        }
+    }
+
+    /// The next event; placements are noted on the way. `None` when all choices have ended.
+    pub(super) async fn next(&mut self) -> Option<Result<(usize, Event), Failure>> {
+        let (index, event) = tokio::select! {
+            biased;
+            next = self.events.next() => next?,
+            () = &mut self.ending => return Some(Err(Failure::Closing)),
+        };
+        if let Ok(Event::Placed(placed)) = &event {
+            self.choices[index].placed = Some(placed.clone());
+        }
+        Some(event.map(|event| (index, event)))
+    }
+
+    async fn until_first_token(&mut self, early: &mut Vec<(usize, Event)>) -> Result<(), Failure> {
+        while let Some(event) = self.next().await {
+            let event = event?;
+            if !matches!(event.1, Event::Placed(_)) {
+                early.push(event);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all choices are complete.
+    pub(crate) async fn gather(&mut self) -> Result<(), Error> {
+        for (index, choice) in self.choices.iter_mut().enumerate() {
+            choice.text.push_str(self.order.echoed(index).unwrap_or_default());
+        }
+        while let Some(event) = self.next().await {
+            let (index, event) = event.map_err(|failure| self.error(failure))?;
+            let choice = &mut self.choices[index];
+            match event {
+                Event::Placed(_) => {}
+                Event::Tokens(chunk) => {
+                    choice.text.push_str(&chunk.text);
+                    choice.logprobs.extend(chunk.logprobs);
+                }
+                Event::End(finish) => {
+                    choice.text.push_str(&finish.text);
+                    choice.finish = Some(finish);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn whole(&self) -> Response {
+        let several = self.choices.len() > 1;
+        let usage = Some(Some(self.usage()));
+        let banyan = self.choices[0].origin();
+        let choices = self.choices.iter().enumerate();
+        match self.order.dialect {
+            Dialect::Chat => {
+                let choices = choices.map(|(index, choice)| Chat {
+                    index,
+                    message: Message { role: "assistant", content: &choice.text, refusal: None },
+                    logprobs: ChatLogprobs::of(&choice.logprobs),
+                    finish_reason: choice.finish_reason(),
+                    banyan: choice.origin().filter(|_| several),
+                });
+                Json(self.envelope("chat.completion", &choices.collect::<Vec<_>>(), usage, banyan)).into_response()
+            }
+            Dialect::Completions => {
+                let choices = choices.map(|(index, choice)| Completion {
+                    index,
+                    text: &choice.text,
+                    logprobs: CompletionLogprobs::of(&choice.logprobs, &mut 0),
+                    finish_reason: Some(choice.finish_reason()),
+                    banyan: choice.origin().filter(|_| several),
+                });
+                Json(self.envelope("text_completion", &choices.collect::<Vec<_>>(), usage, banyan)).into_response()
+            }
+        }
+    }
+
+    /// What encloses choices.
+    pub(super) fn envelope<'a, C>(
+        &'a self,
+        object: &'static str,
+        choices: &'a [C],
+        usage: Option<Option<Usage>>,
+        banyan: Option<Origin<'a>>,
+    ) -> Envelope<'a, C> {
+        let fingerprint = self.choices[0].finish.as_ref().map(|finish| finish.fingerprint.as_str());
+        Envelope {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.order.parameters.model,
+            system_fingerprint: fingerprint.filter(|fingerprint| !fingerprint.is_empty()),
+            choices,
+            usage,
+            banyan,
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage::of(self.choices.iter().filter_map(|choice| choice.finish.as_ref()), self.order.parameters.n)
+    }
+
+    /// What the client is told of a failure.
+    pub(super) fn error(&self, failure: Failure) -> Error {
+        debug!(query = %self.choices[0].query, error = &failure as &dyn std::error::Error, "query failed");
+        let offers = catalogue::offers(&self.context.roots.view());
+        let known: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
+        Error::of(failure, &self.order.parameters.model, self.order.dialect.prompt(), &known)
+    }
+
+    /// Who runs the first choice.
+    pub(crate) fn node(&self) -> Option<HeaderValue> {
+        let placed = self.choices[0].placed.as_ref().filter(|placed| !placed.node.is_empty())?;
+        HeaderValue::try_from(&placed.node).ok()
+    }
+}
+
+/// Says in a header which node answers.
+pub(crate) fn with_node(mut response: Response, node: Option<HeaderValue>) -> Response {
+    if let Some(node) = node {
+        response.headers_mut().insert(NODE.clone(), node);
+    }
+    response
+}

@@ -1,0 +1,176 @@
+//! A reply as it comes: one event per step of the node that runs it, the role first, the reason of the end last.
+
+use std::pin::Pin;
+
+use banyan_proto::{NodeName, v1};
+use bytes::Bytes;
+use futures::{FutureExt as _, Stream, stream};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::{
+    Dialect,
+    reply::Reply,
+    shapes::{ChatChunk, ChatLogprobs, Completion, CompletionLogprobs, Delta, Usage, finish_reason},
+};
+use crate::{
+    answer::{Event, Failure},
+    sse::Events,
+};
+
+/// Events that are ready together go out in one write, up to that many.
+const EVENTS_AT_ONCE: usize = 64;
+
+/// The frames of a reply, `early` being what came before the stream began.
+pub(super) fn frames(reply: Reply, early: Vec<(usize, Event)>) -> impl Stream<Item = Bytes> + Send {
+    let told = reply.choices.iter().map(|_| Told::default()).collect();
+    let heartbeat = Box::pin(sleep(reply.context.limits.heartbeat));
+    let mut streamed = Streamed { open: reply.choices.len(), reply, told, events: Events::default(), heartbeat };
+    streamed.begin(early);
+    stream::unfold(streamed, |mut streamed| async move {
+        let frame = streamed.frame().await?;
+        Some((frame, streamed))
+    })
+}
+
+struct Streamed {
+    reply: Reply,
+    told: Vec<Told>,
+    events: Events,
+    heartbeat: Pin<Box<Sleep>>,
+    /// Choices that have not ended; none after a failure.
+    open: usize,
+}
+
+/// What the client knows of one choice.
+#[derive(Default)]
+struct Told {
+    placed: Option<v1::Placed>,
+    /// Characters until now.
+    offset: usize,
+}
+
+/// What one event adds to a choice.
+#[derive(Default)]
+struct Addition<'a> {
+    role: Option<&'static str>,
+    text: Option<&'a str>,
+    logprobs: &'a [v1::TokenLogprob],
+    finish: Option<&'static str>,
+}
+
+impl Streamed {
+    fn begin(&mut self, early: Vec<(usize, Event)>) {
+        for index in 0..self.reply.choices.len() {
+            if self.reply.order.dialect == Dialect::Chat {
+                self.write(index, Addition { role: Some("assistant"), text: Some(""), ..Default::default() });
+            }
+            if let Some(prompt) = self.reply.order.echoed(index).map(str::to_owned) {
+                self.write(index, Addition { text: Some(&prompt), ..Default::default() });
+            }
+        }
+        for (index, event) in early {
+            self.take(Some(Ok((index, event))));
+        }
+    }
+
+    /// What is to be written next; `None` at the end.
+    async fn frame(&mut self) -> Option<Bytes> {
+        while self.events.is_empty() && self.open > 0 {
+            tokio::select! {
+                biased;
+                event = self.reply.next() => self.take(event),
+                () = &mut self.heartbeat => {
+                    let sign = self.sign_of_life();
+                    self.events.comment(&sign);
+                }
+            }
+        }
+        for _ in 0..EVENTS_AT_ONCE {
+            match self.reply.next().now_or_never().filter(|_| self.open > 0) {
+                Some(event) => self.take(event),
+                None => break,
+            }
+        }
+        self.heartbeat.as_mut().reset(Instant::now() + self.reply.context.limits.heartbeat);
+        (!self.events.is_empty()).then(|| self.events.take())
+    }
+
+    fn take(&mut self, event: Option<Result<(usize, Event), Failure>>) {
+        match event {
+            Some(Ok((_, Event::Placed(_)))) => {}
+            Some(Ok((index, Event::Tokens(chunk)))) => {
+                if !chunk.text.is_empty() || !chunk.logprobs.is_empty() {
+                    self.write(index, Addition { text: Some(&chunk.text), logprobs: &chunk.logprobs, ..Default::default() });
+                }
+            }
+            Some(Ok((index, Event::End(finish)))) => self.end(index, finish),
+            Some(Err(failure)) => {
+                self.open = 0;
+                let error = self.reply.error(failure);
+                self.events.json(&error.shape());
+            }
+            None => self.open = 0,
+        }
+    }
+
+    fn end(&mut self, index: usize, finish: v1::Finish) {
+        if !finish.text.is_empty() {
+            self.write(index, Addition { text: Some(&finish.text), ..Default::default() });
+        }
+        let reason = finish_reason(&finish);
+        self.reply.choices[index].finish = Some(finish);
+        self.write(index, Addition { finish: Some(reason), ..Default::default() });
+        self.open -= 1;
+        if self.open == 0 {
+            if self.reply.order.parameters.include_usage {
+                let object = self.object();
+                let usage = Some(Some(self.reply.usage()));
+                self.events.json(&self.reply.envelope::<ChatChunk<'_>>(object, &[], usage, None));
+            }
+            self.events.done();
+        }
+    }
+
+    fn write(&mut self, index: usize, addition: Addition<'_>) {
+        let choice = &self.reply.choices[index];
+        let told = &mut self.told[index];
+        // Told when it changes, and once more at the end, where it says who completed the answer.
+        let origin = choice.origin().filter(|_| addition.finish.is_some() || told.placed != choice.placed);
+        if origin.is_some() {
+            told.placed.clone_from(&choice.placed);
+        }
+        let usage: Option<Option<Usage>> = self.reply.order.parameters.include_usage.then_some(None);
+        match self.reply.order.dialect {
+            Dialect::Chat => {
+                let delta = Delta { role: addition.role, content: addition.text };
+                let logprobs = ChatLogprobs::of(addition.logprobs);
+                let choice = ChatChunk { index, delta, logprobs, finish_reason: addition.finish };
+                self.events.json(&self.reply.envelope("chat.completion.chunk", &[choice], usage, origin));
+            }
+            Dialect::Completions => {
+                let text = addition.text.unwrap_or_default();
+                let logprobs = CompletionLogprobs::of(addition.logprobs, &mut told.offset);
+                let choice = Completion { index, text, logprobs, finish_reason: addition.finish, banyan: None };
+                self.events.json(&self.reply.envelope("text_completion", &[choice], usage, origin));
+            }
+        }
+    }
+
+    fn object(&self) -> &'static str {
+        match self.reply.order.dialect {
+            Dialect::Chat => "chat.completion.chunk",
+            Dialect::Completions => "text_completion",
+        }
+    }
+
+    /// Says where the first choice lies, for who watches the bytes.
+    fn sign_of_life(&self) -> String {
+        let placed = self.reply.choices[0].placed.as_ref();
+        // Names come over the wire, and a line break in one would end the comment.
+        match placed.and_then(|placed| Some((placed.node.parse::<NodeName>().ok()?, placed.running))) {
+            Some((node, true)) => format!("running at {node}"),
+            Some((node, false)) => format!("queued at {node}"),
+            None => "waiting at the root".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Which path leads where, and what every response has in common.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderName, HeaderValue, StatusCode},
+    middleware::{from_fn, from_fn_with_state},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use banyan_proto::nearest;
+use tokio_util::sync::CancellationToken;
+use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+
+use crate::{
+    Limits, health, hosts,
+    hosts::Hosts,
+    legacy,
+    openai::{self, Error},
+    pages, request_id,
+    root::Roots,
+};
+
+/// What handlers share.
+pub(crate) type Context = Arc<Shared>;
+
+pub(crate) struct Shared {
+    pub(crate) roots: Arc<Roots>,
+    pub(crate) limits: Limits,
+    pub(crate) hosts: Hosts,
+    /// Nothing new is accepted.
+    pub(crate) stopping: CancellationToken,
+    /// What still goes on ends now.
+    pub(crate) ending: CancellationToken,
+    /// Requests to the legacy endpoint so far.
+    pub(crate) legacy_count: AtomicU64,
+}
+
+/// The paths that people mistype.
+const PATHS: [&str; 6] = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/arranca/", "/livez", "/readyz"];
+
+static NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+
+pub(crate) fn router(context: Context) -> Router {
+    Router::new()
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*id}", get(openai::model))
+        .route("/v1/chat/completions", post(openai::chat_completions))
+        .route("/v1/completions", post(openai::completions))
+        .route("/arranca/", post(legacy::arranca))
+        .route("/arranca", post(legacy::arranca))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .fallback(page_or_nothing)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(context.clone(), hosts::only_known))
+        .layer(CatchPanicLayer::custom(|_| {
+            Error::server(StatusCode::INTERNAL_SERVER_ERROR, "this is our own mistake, please report it: the request panicked")
+                .into_response()
+        }))
+        .layer(SetResponseHeaderLayer::overriding(NOSNIFF.clone(), HeaderValue::from_static("nosniff")))
+        .layer(from_fn(request_id::named))
+        .with_state(context)
+}
+
+async fn page_or_nothing(request: Request) -> Response {
+    pages::page(&request).unwrap_or_else(|| {
+        let path: String = request.uri().path().chars().take(100).collect();
+        let advice = match nearest(&path, PATHS).first() {
+            Some(near) => format!("did you mean {near}?"),
+            None => "the endpoints are /v1/models, /v1/chat/completions and /v1/completions".to_owned(),
+        };
+        Error::no_such_path(format!("there is nothing at {} {path}: {advice}", request.method())).into_response()
+    })
+}
+
+async fn wrong_method(request: Request) -> Error {
+    let path = request.uri().path();
+    let wanted = if path.starts_with("/v1/models") || path.ends_with("z") { "GET" } else { "POST" };
+    Error::invalid(format!("{path} is not asked with {}: use {wanted}", request.method())).status(StatusCode::METHOD_NOT_ALLOWED)
+}

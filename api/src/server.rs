@@ -1,0 +1,168 @@
+//! The server: accepts connections, bounds them in number and time, and ends them gracefully.
+//!
+//! hyper's own server rather than `axum::serve`, which installs no timer, so that slow headers would hold connections for
+//! ever. What is answered is in `routes.rs`.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use banyan_etcd::{Registry, View};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    Config,
+    hosts::Hosts,
+    root::Roots,
+    routes::{self, Shared},
+    stall::Stalling,
+};
+
+/// How long connections may take to close after their answers were ended.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// How long to wait before accepting again when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A running HTTP API. Dropping it ends it at once; [`stop`](Api::stop) lets answers finish.
+pub struct Api {
+    address: SocketAddr,
+    stopping: CancellationToken,
+    ending: CancellationToken,
+    task: JoinHandle<()>,
+    /// Keeps the registry's watch alive.
+    _registry: Option<Registry>,
+}
+
+/// Why an API did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The listener is of no use.
+    #[error("failed to read the address that the API listens on")]
+    Address(#[source] io::Error),
+}
+
+impl Api {
+    /// Serves on `listener`, asking the roots that `registry` names.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub async fn start(config: Config, registry: Registry, listener: TcpListener) -> Result<Api, StartError> {
+        let mut api = Self::over(config, registry.watch(), listener)?;
+        api._registry = Some(registry);
+        Ok(api)
+    }
+
+    /// Serves on `listener`, asking the roots in a view that comes from elsewhere than a registry.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn over(config: Config, view: watch::Receiver<Arc<View>>, listener: TcpListener) -> Result<Api, StartError> {
+        let address = listener.local_addr().map_err(StartError::Address)?;
+        let (stopping, ending) = (CancellationToken::new(), CancellationToken::new());
+        let shared = Arc::new(Shared {
+            hosts: Hosts::new(address, config.hosts),
+            roots: Arc::new(Roots::new(view, config.limits.root_retry)),
+            limits: config.limits,
+            stopping: stopping.clone(),
+            ending: ending.clone(),
+            legacy_count: Default::default(),
+        });
+        info!(%address, "API listens");
+        let task = tokio::spawn(serve(listener, shared));
+        Ok(Api { address, stopping, ending, task, _registry: None })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts nothing more, lets answers go on for [`Limits::drain`](crate::Limits::drain), ends the rest with an error, and
+    /// closes all connections.
+    pub async fn stop(mut self) {
+        self.stopping.cancel();
+        if let Err(error) = (&mut self.task).await {
+            warn!(%error, "API's task failed");
+        }
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.ending.cancel();
+        self.task.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let limits = shared.limits.clone();
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let service = TowerToHyperService::new(routes::router(shared.clone()));
+    let graceful = GracefulShutdown::new();
+    // Ends with this task, however that ends, and takes the connections along.
+    let connections = CancellationToken::new();
+    let _closed = connections.clone().drop_guard();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_read);
+
+    loop {
+        let accept = async {
+            let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            () = shared.stopping.cancelled() => break,
+            accepted = accept => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // A client that is gone already costs nothing; a lack of file descriptors would spin.
+                warn!(%error, "failed to accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        without_delay(&stream);
+        let connection = http.serve_connection(TokioIo::new(Stalling::new(stream, limits.write_stall)), service.clone());
+        let connection = graceful.watch(connection);
+        let closed = connections.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closed.cancelled() => {}
+                ended = connection => if let Err(error) = ended {
+                    debug!(error = &error as &dyn std::error::Error, "connection ended");
+                },
+            }
+            drop(permit);
+        });
+    }
+
+    drop(listener);
+    let mut closed = std::pin::pin!(graceful.shutdown());
+    if tokio::time::timeout(limits.drain, &mut closed).await.is_err() {
+        // Whoever still reads an answer is told why it ends.
+        shared.ending.cancel();
+        if tokio::time::timeout(CLOSING, closed).await.is_err() {
+            debug!("connections cut");
+        }
+    }
+}
+
+/// Tokens are small and wanted at once.
+fn without_delay(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "failed to switch Nagle's algorithm off");
+    }
+}

@@ -1,0 +1,129 @@
+//! Clients that are slow, many, or not who they say they are; and the end of the API.
+
+use std::time::Duration;
+
+use banyan_api::Limits;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
+
+use crate::{
+    client::{self, Connection},
+    rig::{Rig, quick, rig},
+    root::{Step, hello, placed, token},
+};
+
+#[tokio::test]
+async fn slow_headers_are_cut_off() {
+    let rig = Rig::start(|_, _| hello(), Limits { header_read: Duration::from_millis(100), ..quick() }).await;
+    for sent in ["", "GET /livez HT", "GET /livez HTTP/1.1\r\nhost: localhost\r\nx-slow: "] {
+        let mut stream = TcpStream::connect(rig.api.address()).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.expect("never cut off");
+    }
+}
+
+#[tokio::test]
+async fn slow_bodies_are_refused() {
+    let rig = Rig::start(|_, _| hello(), Limits { body_read: Duration::from_millis(50), ..quick() }).await;
+    let head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{";
+    let reply = client::raw(rig.api.address(), head).await;
+    assert_eq!(reply.status, 408);
+    assert!(reply.error()["message"].as_str().unwrap().contains("did not arrive"));
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_off_and_its_query_cancelled() {
+    let many = (0..4000).map(|position| token(position, &"x".repeat(10_000)));
+    let steps: Vec<Step> = [placed("leaf-1", true)].into_iter().chain(many).chain([Step::Hang]).collect();
+    let limits = Limits { write_stall: Duration::from_millis(200), ..quick() };
+    let mut rig = Rig::start(move |_, _| steps.clone(), limits).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(rig.api.address()).await.unwrap();
+    let body = json!({ "model": "tiny", "prompt": "a", "stream": true }).to_string();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    rig.root.sees_a_query_dropped().await;
+    // Others were served all the while.
+    assert_eq!(rig.get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_their_turn() {
+    let rig = Rig::start(|_, _| hello(), Limits { connections: 1, ..quick() }).await;
+    let mut first = TcpStream::connect(rig.api.address()).await.unwrap();
+    first.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(first.read(&mut [0; 1024]).await.unwrap() > 0);
+    let second = Connection::send(rig.api.address(), "GET", "/livez", &[], b"").await;
+    let mut waiting = std::pin::pin!(second.finish());
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+    drop(first);
+    assert_eq!(waiting.await.status, 200);
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_the_other() {
+    let rig = rig(hello()).await;
+    let two =
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\nGET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(rig.api.address()).await.unwrap();
+    stream.write_all(two).await.unwrap();
+    let mut both = String::new();
+    stream.read_to_string(&mut both).await.unwrap();
+    assert_eq!(both.matches("HTTP/1.1 200 OK").count(), 2);
+}
+
+#[tokio::test]
+async fn names_that_are_not_ours_and_pages_of_others_are_refused() {
+    let rig = rig(hello()).await;
+    let address = rig.api.address();
+    let rebound = client::ask(address, "GET", "/v1/models", &[("host", "evil.example")], b"").await;
+    assert_eq!(rebound.status, 403);
+    assert!(rebound.error()["message"].as_str().unwrap().contains("localhost"));
+    let body = json!({ "model": "tiny", "prompt": "a" }).to_string();
+    let post =
+        async |origin: &str| client::ask(address, "POST", "/v1/completions", &[("origin", origin)], body.as_bytes()).await.status;
+    assert_eq!(post("https://evil.example").await, 403);
+    assert_eq!(post(&format!("http://{address}")).await, 200);
+    let reply = rig.get("/v1/models").await;
+    assert!(!reply.headers.keys().any(|name| name.starts_with("access-control")), "no CORS: {:?}", reply.headers);
+}
+
+#[tokio::test]
+async fn a_request_keeps_the_name_that_its_client_gave_it() {
+    let rig = rig(hello()).await;
+    let named = client::ask(rig.api.address(), "GET", "/livez", &[("x-request-id", "mine-1")], b"").await;
+    assert_eq!(named.headers["x-request-id"], "mine-1");
+    let silly = client::ask(rig.api.address(), "GET", "/livez", &[("x-request-id", &"x".repeat(200))], b"").await;
+    assert!(silly.headers["x-request-id"].starts_with("req-"));
+}
+
+#[tokio::test]
+async fn stopping_lets_answers_finish() {
+    let go = std::sync::Arc::new(tokio::sync::Notify::new());
+    let wait = Step::Await(go.clone());
+    let limits = Limits { drain: Duration::from_secs(20), ..quick() };
+    let rig = Rig::start(move |_, _| vec![token(0, "a"), wait.clone(), token(1, "b"), crate::root::end(2)], limits).await;
+    let mut connection = rig.open("/v1/completions", &json!({ "model": "tiny", "prompt": "a", "stream": true })).await;
+    connection.until("\"a\"").await;
+    let stopped = tokio::spawn(rig.api.stop());
+    go.notify_one();
+    connection.until("data: [DONE]").await;
+    stopped.await.unwrap();
+}
+
+#[tokio::test]
+async fn stopping_ends_the_rest_with_an_error() {
+    let mut rig = rig(vec![token(0, "a"), Step::Hang]).await;
+    let address = rig.api.address();
+    let mut connection = rig.open("/v1/completions", &json!({ "model": "tiny", "prompt": "a", "stream": true })).await;
+    connection.until("\"a\"").await;
+    rig.api.stop().await;
+    connection.until("shutting down").await;
+    rig.root.sees_a_query_dropped().await;
+    assert!(TcpStream::connect(address).await.is_err());
+}

@@ -1,0 +1,78 @@
+//! The pages as they are served.
+
+use crate::{client, rig::rig, root::hello};
+
+#[tokio::test]
+async fn the_chat_page_is_served_with_its_headers() {
+    let rig = rig(hello()).await;
+    let page = rig.get("/").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    assert_eq!(page.headers["x-content-type-options"], "nosniff");
+    assert_eq!(page.headers["referrer-policy"], "no-referrer");
+    let policy = &page.headers["content-security-policy"];
+    for part in [
+        "default-src 'none'",
+        "script-src 'self'",
+        "connect-src 'self'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    ] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(page.text().starts_with("<!doctype html>"));
+}
+
+#[tokio::test]
+async fn what_the_browser_has_is_not_sent_again() {
+    let rig = rig(hello()).await;
+    let tag = rig.get("/").await.headers["etag"].clone();
+    for tags in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
+        let again = client::ask(rig.api.address(), "GET", "/", &[("if-none-match", &tags)], b"").await;
+        assert_eq!((again.status, again.body.len()), (304, 0), "{tags}");
+        assert_eq!(again.headers["etag"], tag);
+    }
+    let changed = client::ask(rig.api.address(), "GET", "/", &[("if-none-match", "\"other\"")], b"").await;
+    assert_eq!(changed.status, 200);
+}
+
+#[tokio::test]
+async fn every_part_that_the_page_names_is_there_and_nothing_is_inline() {
+    let rig = rig(hello()).await;
+    let mut unseen = vec!["/".to_owned()];
+    let mut seen = std::collections::BTreeSet::new();
+    let mut bytes = 0;
+    while let Some(path) = unseen.pop() {
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let part = rig.get(&path).await;
+        assert_eq!(part.status, 200, "{path}");
+        assert_ne!(part.headers["content-type"], "application/octet-stream", "{path}");
+        bytes += part.body.len();
+        let text = part.text();
+        // Addresses are quoted and have no spaces; those of endpoints have no file's ending.
+        for quoted in text.split(['"', '\'']).filter(|quoted| quoted.starts_with('/') && !quoted.contains(char::is_whitespace)) {
+            let path = quoted.split('#').next().unwrap();
+            if path.contains('.') && !path.contains('$') {
+                unseen.push(path.to_owned());
+            }
+        }
+        for never in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=\"", " onclick=", "https://"]
+        {
+            assert!(!text.contains(never), "{path} has {never}");
+        }
+    }
+    assert!(seen.len() >= 8, "{seen:?}");
+    // 60 KB gzipped is the bound; text shrinks to less than half, so this is the stricter one.
+    assert!(bytes < 120_000, "{bytes} bytes");
+}
+
+#[tokio::test]
+async fn nothing_outside_the_pages_is_served() {
+    let rig = rig(hello()).await;
+    for path in ["/../Cargo.toml", "/..%2fCargo.toml", "/index.html/", "//etc/passwd", "/nothing"] {
+        assert_eq!(rig.get(path).await.status, 404, "{path}");
+    }
+}

@@ -1,0 +1,119 @@
+//! Flags that several commands share, and the small texts they are read from.
+
+use std::{num::NonZeroU32, str::FromStr, time::Duration};
+
+use banyan_etcd::{Config, Registry};
+use banyan_proto::NodeName;
+
+use crate::exit::Failure;
+
+/// Where the registry is.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RegistryArgs {
+    /// The registry's endpoints: any etcd, or `banyan registry serve`.
+    #[arg(
+        long = "etcd",
+        env = "BANYAN_ETCD",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379"
+    )]
+    pub(crate) endpoints: Vec<String>,
+    /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
+    #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
+    pub(crate) cluster: NodeName,
+}
+
+impl RegistryArgs {
+    pub(crate) async fn connect(&self) -> Result<Registry, Failure> {
+        Ok(Registry::connect(Config::new(self.endpoints.clone(), self.cluster.clone())).await?)
+    }
+}
+
+/// How many sequences make a node busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BusyAt {
+    /// What the engine batches without slowing down.
+    Auto,
+    At(NonZeroU32),
+}
+
+impl BusyAt {
+    pub(crate) fn given(self) -> Option<u32> {
+        match self {
+            BusyAt::Auto => None,
+            BusyAt::At(sequences) => Some(sequences.get()),
+        }
+    }
+}
+
+impl FromStr for BusyAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(BusyAt::Auto),
+            _ => text.parse().map(BusyAt::At).map_err(|_| "expected `auto`, or how many sequences, 1 or more".to_owned()),
+        }
+    }
+}
+
+/// Reads `250ms`, `60s`, `5m` or `1h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("expected a number and its unit, like 250ms, 60s or 5m".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "expected a number before the unit, like 60s".to_owned())?;
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
+}
+
+/// Checks `HOST:PORT` before anything is started, and keeps the text: names are resolved when they are used.
+pub(crate) fn address(text: &str) -> Result<String, String> {
+    let expected = || "expected HOST:PORT, like 127.0.0.1:8080".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || host.contains('/') || (host.contains(':') && !bracketed) || port.parse::<u16>().is_err() {
+        return Err(expected());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "60", "s", "-1s", "1.5s", "1 s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for good in ["127.0.0.1:0", "localhost:8080", "[::1]:7600", "node-1.local:65535"] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for wrong in ["", "8080", ":8080", "localhost", "localhost:", "localhost:70000", "http://localhost:80", "::1:80"] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn busy_is_a_number_or_left_to_the_engine() {
+        assert_eq!("auto".parse::<BusyAt>().unwrap().given(), None);
+        assert_eq!("1".parse::<BusyAt>().unwrap().given(), Some(1));
+        for wrong in ["0", "-1", "many", ""] {
+            assert!(wrong.parse::<BusyAt>().is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The least of an HTTP client: one connection, one request at a time; for benchmarks of the API.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// A connection that is kept.
+pub(crate) struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    address: SocketAddr,
+}
+
+impl Connection {
+    pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Connection> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("failed to dial {address}"))?;
+        stream.set_nodelay(true).context("failed to switch Nagle's algorithm off")?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("failed to speak HTTP")?;
+        // Ends with the sender; what went wrong, the sender hears too.
+        tokio::spawn(connection);
+        Ok(Connection { sender, address })
+    }
+
+    /// Posts JSON, and returns the whole answer; anything but 200 is an error.
+    pub(crate) async fn post(&mut self, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        self.sender.ready().await.context("the API closed the connection")?;
+        let request = Request::post(path)
+            .header(header::HOST, self.address.to_string())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .context("failed to make a request")?;
+        let answer = self.sender.send_request(request).await.context("failed to ask the API")?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.context("failed to read the API's answer")?.to_bytes();
+        if !status.is_success() {
+            bail!("the API answered {status}: {}", String::from_utf8_lossy(&body));
+        }
+        Ok(body)
+    }
+}

@@ -1,0 +1,123 @@
+//! What a node infers with: the flags for model and engine, loading the weights once, and engines that share them.
+
+use std::{sync::Arc, time::Duration};
+
+use banyan_engine::{DeviceChoice, Dtype, Engine, Info, LoadOptions, Model, Options, Progress, Source, fake, threads};
+use banyan_node::Routing;
+
+use crate::{
+    args::{self, BusyAt},
+    exit::{Code, Failure},
+    fleet, output,
+};
+
+/// Which model, and how to load it.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// A folder in Hugging Face layout, a hub name like owner/name[@revision], or `banyan-tiny`, which is in this program.
+    /// Without it: gpt2 from the cache or the hub, or else banyan-tiny.
+    #[arg(long, env = "BANYAN_MODEL", value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// The weights' type: auto, f32 or q8.
+    #[arg(long, env = "BANYAN_DTYPE", value_name = "TYPE", default_value = "auto")]
+    pub(crate) dtype: Dtype,
+    /// Where to compute: auto, cpu or cuda:N.
+    #[arg(long, env = "BANYAN_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+}
+
+impl ModelArgs {
+    /// Finds and loads the model; blocks for as long as the download and the disk take.
+    pub(crate) fn load(&self) -> Result<Model, Failure> {
+        let spec = self.model.as_deref();
+        let source = Source::resolve(spec, &Progress::stderr()).map_err(|error| Failure::new(Code::NotFound, error))?;
+        let options = LoadOptions { device: self.device, dtype: self.dtype };
+        Ok(Model::load(&source, &options).map_err(anyhow::Error::new)?)
+    }
+}
+
+/// With what a node infers, and when it passes queries on.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct InferenceArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What computes: `local` runs a model here, `fake` invents a text without weights, to try trees out.
+    #[arg(long, env = "BANYAN_ENGINE", value_enum, default_value = "local")]
+    engine: Kind,
+    /// How many sequences a node runs before it calls itself busy; `auto` is what its engine batches.
+    #[arg(long, env = "BANYAN_BUSY_AT", value_name = "N", default_value = "auto")]
+    pub(crate) busy_at: BusyAt,
+    /// How many sequences run together at most; by default what suits the engine.
+    #[arg(long, env = "BANYAN_BATCH", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: Option<u32>,
+    /// CPU threads of each engine; by default the nodes of a process divide the cores.
+    #[arg(long, env = "BANYAN_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// How a busy node picks a child: round-robin, classic, weighted or least-busy.
+    #[arg(long, env = "BANYAN_ROUTING", value_name = "HOW", default_value = "round-robin")]
+    pub(crate) routing: Routing,
+    /// With --engine fake: how long a step takes.
+    #[arg(long, env = "BANYAN_TOKEN_TIME", value_name = "TIME", default_value = "20ms", value_parser = args::duration)]
+    token_time: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Local,
+    Fake,
+}
+
+/// What engines are made of: read once, and shared by all of a process.
+pub(crate) enum Weights {
+    Local(Arc<Model>),
+    Fake,
+}
+
+impl InferenceArgs {
+    /// Whether somebody asked for a model, which a root has no use for.
+    pub(crate) fn names_a_model(&self) -> bool {
+        self.model.model.is_some()
+    }
+
+    /// Finds and loads the model; takes as long as the download and the disk.
+    pub(crate) async fn load(&self) -> Result<Weights, Failure> {
+        if self.engine == Kind::Fake {
+            return Ok(Weights::Fake);
+        }
+        let args = self.model.clone();
+        let loading = tokio::task::spawn_blocking(move || args.load());
+        let model = loading.await.map_err(|error| anyhow::Error::new(error).context("loading the model failed"))??;
+        Ok(Weights::Local(Arc::new(model)))
+    }
+
+    /// Starts the engine of the node `index` of the `nodes` in this process.
+    pub(crate) fn start(&self, weights: &Weights, index: usize, nodes: usize) -> Result<fleet::Engine, Failure> {
+        match weights {
+            Weights::Local(model) => {
+                let defaults = Options::default();
+                let options = Options {
+                    batch_max: self.batch.unwrap_or(defaults.batch_max),
+                    threads: Some(self.threads.map_or_else(|| threads::share(index, nodes), usize::from)),
+                    ..defaults
+                };
+                Ok(Engine::start(Arc::clone(model), options).map_err(anyhow::Error::new)?)
+            }
+            Weights::Fake => {
+                let defaults = fake::Options::default();
+                let batch_max = self.batch.unwrap_or(defaults.batch_max);
+                let model = self.model.model.clone().unwrap_or_else(|| defaults.model.clone());
+                Ok(Engine::fake(fake::Options { model, batch_max, token_time: self.token_time, ..defaults }))
+            }
+        }
+    }
+}
+
+/// Says what an engine serves, in a line.
+pub(crate) fn describe(info: &Info) -> String {
+    let together = format!("{} at once", output::count(info.batch_max as usize, "sequence"));
+    if info.parameters == 0 {
+        return format!("a fake engine that serves as {}, {together}", info.model);
+    }
+    let millions = info.parameters as f64 / 1e6;
+    format!("{} ({millions:.1} million parameters) on {} in {}, {together}", info.model, info.device, info.dtype)
+}

@@ -1,0 +1,159 @@
+//! `banyan`: the command line. Reads what was asked, runs it, and ends with the exit code that says how it went.
+//!
+//! Every command has a file of its own; what they share is how to read flags ([`args`]), how to end ([`exit`]), how to
+//! write ([`output`]), how to stop ([`stop`]), how to listen ([`listen`]) and how to find a node ([`lookout`]). What a
+//! tree is and does, the other crates know.
+
+mod api;
+mod args;
+mod bench;
+mod drawing;
+mod exit;
+mod fleet;
+mod http;
+mod inference;
+mod listen;
+mod lookout;
+mod node;
+mod output;
+mod registry;
+mod stop;
+mod up;
+mod why;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{exit::Failure, stop::Stop};
+
+/// Serves language models from a tree of inference nodes.
+///
+/// `banyan up` starts a whole tree in one process. Every flag can also be given as the environment variable that its help
+/// names; flags win.
+#[derive(Parser)]
+#[command(name = "banyan", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Starts a whole tree in one process: registry, root, nodes, API and the chat page.
+    Up(up::Args),
+    /// Runs a node, or looks at those that run.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Shows the way a query took: attempts, hops, reasons and times.
+    Why(why::Args),
+    /// The HTTP API and the chat page.
+    #[command(subcommand)]
+    Api(api::Command),
+    /// The embedded registry, on its own.
+    #[command(subcommand)]
+    Registry(registry::Command),
+    /// Measures this machine.
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(Failure::from(anyhow::Error::new(error).context("failed to start the runtime"))),
+    };
+    let outcome = runtime.block_on(async {
+        let stop = Stop::on_signals()?;
+        run(cli.command, stop).await
+    });
+    // A model that is being loaded when the user interrupts is not waited for.
+    runtime.shutdown_background();
+    outcome.map_or_else(exit::report, |()| ExitCode::SUCCESS)
+}
+
+async fn run(command: Command, stop: Stop) -> Result<(), Failure> {
+    output::log(match &command {
+        Command::Node(node::Command::Run(_)) | Command::Api(_) | Command::Registry(_) => "info",
+        _ => "warn",
+    });
+    match command {
+        // These serve until they are told to stop, and then end well.
+        Command::Up(args) => up::run(args, stop).await,
+        Command::Node(node::Command::Run(args)) => node::run::run(args, stop).await,
+        Command::Api(api::Command::Run(args)) => api::run(args, stop).await,
+        Command::Registry(registry::Command::Serve(args)) => registry::run(args, stop).await,
+        // These have an end of their own, and are interrupted before it.
+        Command::Node(command) => stop.unless(node::look(command)).await,
+        Command::Why(args) => stop.unless(why::run(args)).await,
+        Command::Bench(command) => stop.unless(bench::run(command)).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_guide_is_understood() {
+        for line in [
+            "up",
+            "up --nodes 3 --model gpt2 --listen 127.0.0.1:0 --registry-listen 127.0.0.1:0",
+            "up --etcd http://127.0.0.1:2379 --engine fake",
+            "node run root",
+            "node run a --parent root --etcd http://10.0.0.1:2379,http://10.0.0.2:2379 --listen 0.0.0.0:7600",
+            "node run a --parent root --advertise a.local:7600 --dtype q8 --device cuda:1 --busy-at auto --routing classic",
+            "node run a --parent root --engine fake --parent-timeout 500ms --batch 8 --threads 2",
+            "node log",
+            "node log a --follow --last 5 -o json",
+            "node tree --watch",
+            "node list -o name",
+            "node move a --parent b",
+            "why chatcmpl-0123",
+            "api run --etcd http://127.0.0.1:2379 --listen 127.0.0.1:8080",
+            "registry serve --listen 127.0.0.1:2379 --file registry.json",
+            "bench route --depth 1 --depth 2 -o json",
+            "bench route --compare classic",
+            "bench engine --random --dtype q8 --batch 1,8 -o json",
+        ] {
+            let words = ["banyan"].into_iter().chain(line.split(' '));
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for line in [
+            "",
+            "up --nodes 0",
+            "node run",
+            "node run A",
+            "node run a --parent a/b",
+            "node run a --parent b --busy-at 0",
+            "node run a --routing random",
+            "node run a --device tpu",
+            "node run a --parent-timeout soon",
+            "node run a --listen nowhere",
+            "node log --follow",
+            "node list -o xml",
+            "node move a",
+            "why",
+            "bench route --depth 0",
+            "bench route --compare weighted",
+        ] {
+            let words = ["banyan"].into_iter().chain(line.split(' ').filter(|word| !word.is_empty()));
+            let Err(error) = Cli::try_parse_from(words) else { panic!("{line:?} was accepted") };
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

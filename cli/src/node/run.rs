@@ -1,0 +1,121 @@
+//! `banyan node run`: one node, until it is told to stop.
+
+use std::{net::SocketAddr, time::Duration};
+
+use banyan_etcd::{RegisterError, Registry};
+use banyan_node::Config;
+use banyan_proto::NodeName;
+
+use crate::{
+    args::{self, RegistryArgs},
+    exit::{Code, Failure},
+    fleet::Fleet,
+    inference::{self, InferenceArgs},
+    listen, output,
+    stop::Stop,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The node's name, which nobody else in the cluster has: 1 to 63 of a-z 0-9 - _ and the dot.
+    #[arg(env = "BANYAN_NAME")]
+    name: NodeName,
+    /// The node that it becomes a child of; without it, it is a root, which takes queries and never infers.
+    #[arg(long, env = "BANYAN_PARENT", value_name = "NAME")]
+    parent: Option<NodeName>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Where to listen; by default the first free port from 7600 on, on loopback.
+    #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", value_parser = args::address)]
+    listen: Option<String>,
+    /// Where others reach it, when that is not where it listens.
+    #[arg(long, env = "BANYAN_ADVERTISE", value_name = "HOST:PORT", value_parser = args::address)]
+    advertise: Option<String>,
+    /// The tree that it belongs to.
+    #[arg(long, env = "BANYAN_TREE", value_name = "NAME", default_value = "main")]
+    tree: NodeName,
+    /// How long to wait for a parent that is not there yet.
+    #[arg(long, env = "BANYAN_PARENT_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = args::duration)]
+    parent_timeout: Duration,
+    #[command(flatten)]
+    inference: InferenceArgs,
+}
+
+pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
+    let mut fleet = Fleet::default();
+    let outcome = match stop.unless(start(&args, &mut fleet)).await {
+        Ok(()) => tokio::select! {
+            () = stop.asked() => Ok(()),
+            failure = fleet.failed() => Err(failure),
+        },
+        failed => failed,
+    };
+    fleet.stop().await;
+    outcome
+}
+
+async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
+    let listener = listen::bind_node(args.listen.as_deref()).await?;
+    let address = listener.local_addr().map_err(anyhow::Error::new)?;
+    check_advertised(args, address)?;
+    let registry = args.registry.connect().await?;
+    look_ahead(args, &registry).await?;
+
+    let base = match &args.parent {
+        Some(parent) => Config::child(args.name.clone(), parent.clone()),
+        None => Config::root(args.name.clone()),
+    };
+    let config = Config {
+        tree: args.tree.clone(),
+        advertise: args.advertise.clone(),
+        routing: args.inference.routing,
+        busy_at: args.inference.busy_at.given(),
+        batch_max: args.inference.batch,
+        parent_timeout: args.parent_timeout,
+        ..base
+    };
+    let engine = match args.parent {
+        Some(_) => {
+            let weights = args.inference.load().await?;
+            Some(args.inference.start(&weights, 0, 1)?)
+        }
+        None => None,
+    };
+    let served = engine.as_ref().map(|(engine, _)| inference::describe(engine.info()));
+    let address = fleet.start_node(config, registry, engine, listener).await?.address().to_owned();
+    fleet.ready().await;
+    let place = match (&args.parent, served) {
+        (Some(parent), Some(served)) => format!("child of {parent}, with {served}"),
+        _ => format!("root of the tree {}", args.tree),
+    };
+    output::print(&format!("node {} is ready at {address}: {place}", args.name))
+}
+
+/// Others can't dial 'any address'.
+fn check_advertised(args: &Args, address: SocketAddr) -> Result<(), Failure> {
+    if address.ip().is_unspecified() && args.advertise.is_none() {
+        return Err(Failure::told(Code::Usage, format!("others can't dial {address}"))
+            .hint(format!("say where they reach this node: `--advertise HOST:{}`", address.port())));
+    }
+    Ok(())
+}
+
+/// What would fail after the model is loaded fails better before; and who waits is told for what.
+async fn look_ahead(args: &Args, registry: &Registry) -> Result<(), Failure> {
+    if let Some(holder) = registry.member(&args.name).await? {
+        return Err(RegisterError::Taken { holder: Box::new(holder) }.into());
+    }
+    match &args.parent {
+        None if args.inference.names_a_model() => {
+            output::note("a root never infers: it loads no model; nodes below it do, with `banyan node run NAME --parent ...`");
+        }
+        Some(parent) if registry.member(parent).await?.is_none() => {
+            output::note(&format!(
+                "the parent `{parent}` is not there yet: waiting up to {:?} for it (`banyan node run {parent}` starts it)",
+                args.parent_timeout
+            ));
+        }
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! Writing: data to standard output, everything else to standard error; tables, JSON lines, colours on terminals.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::Failure;
+
+/// How to print what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// As [`Format`], and names alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ListFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// One name a line.
+    Name,
+}
+
+/// Writes lines to standard output.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", text.trim_end_matches('\n'))?;
+    Ok(out.flush()?)
+}
+
+/// Writes a value as indented JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string_pretty(value).map_err(anyhow::Error::new)?)
+}
+
+/// Writes a value as one line of JSON, for streams of values.
+pub(crate) fn print_json_line(value: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string(value).map_err(anyhow::Error::new)?)
+}
+
+/// Tells the person at the terminal something that is not data.
+pub(crate) fn note(text: &str) {
+    // Nobody to tell is no reason to fail.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Sends log lines from `level` up to standard error; `BANYAN_LOG` says otherwise, in tracing's filter syntax.
+pub(crate) fn log(level: &str) {
+    let filter = EnvFilter::try_from_env("BANYAN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && colours_wanted())
+        .with_target(false)
+        .init();
+}
+
+/// Whether standard output is a terminal whose user wants colours (<https://no-color.org>).
+pub(crate) fn coloured() -> bool {
+    io::stdout().is_terminal() && colours_wanted()
+}
+
+fn colours_wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Rows in aligned columns, two spaces apart, with no spaces at the ends of lines.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        for (column, cell) in row.iter().enumerate() {
+            let width = cell.chars().count();
+            match widths.get_mut(column) {
+                Some(widest) => *widest = width.max(*widest),
+                None => widths.push(width),
+            }
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Colours the words for a node's state wherever they stand alone.
+pub(crate) fn paint(text: &str) -> String {
+    const STATES: [(&str, &str); 6] =
+        [("ready", "32"), ("busy", "33"), ("starting", "36"), ("draining", "36"), ("detached", "31"), ("silent", "31")];
+    text.split_inclusive([' ', '\n'])
+        .map(|piece| {
+            let word = piece.trim_end();
+            match STATES.iter().find(|(state, _)| *state == word) {
+                Some((_, colour)) => format!("\x1b[{colour}m{word}\x1b[0m{}", &piece[word.len()..]),
+                None => piece.to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// A duration of so many microseconds, as people say it.
+pub(crate) fn microseconds(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+/// The time of day (UTC) of a Unix time in milliseconds.
+pub(crate) fn time_of_day(unix_ms: u64) -> String {
+    let of_day = unix_ms % 86_400_000;
+    let (hours, minutes, seconds) = (of_day / 3_600_000, of_day / 60_000 % 60, of_day / 1_000 % 60);
+    format!("{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", of_day % 1_000)
+}
+
+/// `0` of `noun`s is `no nouns`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_by_characters_and_lines_end_without_spaces() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+        let text = table(&[row(["NODE", "STATE", ""]), row(["└── é", "x", ""])]);
+        assert_eq!(text, "NODE   STATE\n└── é  x\n");
+    }
+
+    #[test]
+    fn only_whole_words_are_painted() {
+        assert_eq!(paint("already ready\n"), "already \x1b[32mready\x1b[0m\n");
+    }
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        assert_eq!([12, 1_234, 2_500_000].map(microseconds), ["12 µs", "1.2 ms", "2.50 s"]);
+        assert_eq!(time_of_day(86_400_000 * 20_000 + 3_723_004), "01:02:03.004Z");
+        assert_eq!([0, 1, 2].map(|n| count(n, "node")), ["0 nodes", "1 node", "2 nodes"]);
+    }
+}

@@ -1,0 +1,127 @@
+//! `banyan up`: a whole tree in one process. Its parts talk over the same loopback sockets as separate processes do.
+
+use std::time::Duration;
+
+use banyan_etcd::Registry;
+use banyan_node::Config;
+use banyan_proto::NodeName;
+use tokio::net::TcpListener;
+
+use crate::{
+    args::{self, RegistryArgs},
+    exit::Failure,
+    fleet::Fleet,
+    inference::{self, InferenceArgs},
+    listen, output,
+    stop::Stop,
+};
+
+/// Long enough for a registry on this machine to say that it is one.
+const PROBE: Duration = Duration::from_secs(1);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How many nodes to start below the root.
+    #[arg(long, env = "BANYAN_NODES", value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]
+    nodes: u16,
+    /// Where to serve the API and the page; 0.0.0.0 lets other machines in.
+    #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", default_value = listen::API, value_parser = args::address)]
+    listen: String,
+    /// Where the registry listens, for nodes that join.
+    #[arg(long, env = "BANYAN_REGISTRY_LISTEN", value_name = "HOST:PORT", default_value = listen::REGISTRY, value_parser = args::address)]
+    registry_listen: String,
+    /// Uses this registry, and starts none.
+    #[arg(long, env = "BANYAN_ETCD", value_name = "URL", value_delimiter = ',')]
+    etcd: Option<Vec<String>>,
+    /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
+    #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
+    cluster: NodeName,
+    #[command(flatten)]
+    inference: InferenceArgs,
+}
+
+pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
+    let mut fleet = Fleet::default();
+    // A part that started before another failed still gives its name back.
+    let outcome = match stop.unless(start(&args, &mut fleet)).await {
+        Ok(()) => tokio::select! {
+            () = stop.asked() => Ok(()),
+            failure = fleet.failed() => Err(failure),
+        },
+        failed => failed,
+    };
+    if outcome.is_ok() {
+        output::note("stopping; Ctrl-C again quits at once");
+    }
+    fleet.stop().await;
+    outcome
+}
+
+async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
+    // All ports are taken before the model is loaded: nobody likes to wait for a failure.
+    let registry_listener = match args.etcd {
+        None => Some(bind_registry(args).await?),
+        Some(_) => None,
+    };
+    let api_listener = listen::bind("the API", "--listen", &args.listen).await?;
+    let mut node_listeners = Vec::new();
+    for _ in 0..=args.nodes {
+        node_listeners.push(listen::bind_node(None).await?);
+    }
+    let endpoints = match (&args.etcd, registry_listener) {
+        (None, Some(listener)) => vec![format!("http://{}", fleet.start_registry(listener).await?.address())],
+        (endpoints, _) => endpoints.clone().unwrap_or_default(),
+    };
+    let registry = Registry::connect(banyan_etcd::Config::new(endpoints.clone(), args.cluster.clone())).await?;
+    let weights = args.inference.load().await?;
+
+    let mut listeners = node_listeners.into_iter();
+    let mut next_listener = || listeners.next().expect("a listener was bound for the root and for each node");
+    let root: NodeName = "root".parse().expect("a valid name");
+    let configured = |config: Config| Config { routing: args.inference.routing, ..config };
+    fleet.start_node(configured(Config::root(root.clone())), registry.clone(), None, next_listener()).await?;
+    let mut served = String::new();
+    for number in 1..=args.nodes {
+        let name: NodeName = format!("node-{number}").parse().expect("a valid name");
+        let engine = args.inference.start(&weights, usize::from(number - 1), usize::from(args.nodes))?;
+        served = inference::describe(engine.0.info());
+        let config = Config {
+            busy_at: args.inference.busy_at.given(),
+            batch_max: args.inference.batch,
+            ..configured(Config::child(name, root.clone()))
+        };
+        fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;
+    }
+    fleet.ready().await;
+    let address = fleet.start_api(registry, api_listener).await?.address();
+
+    let nodes = output::count(usize::from(args.nodes), "node");
+    let etcd = endpoints.join(",");
+    let elsewhere = if etcd == format!("http://{}", listen::REGISTRY) { String::new() } else { format!(" --etcd {etcd}") };
+    output::print(&format!(
+        "banyan is up: a root and {nodes}, each with {served}\n  \
+           page      http://{address}/\n  \
+           API       http://{address}/v1\n  \
+           registry  {etcd}\n  \
+           join      banyan node run my-name --parent root{elsewhere}\n  \
+           look      banyan node tree{elsewhere}\n\
+         Ctrl-C stops everything."
+    ))
+}
+
+/// Binds the registry's port; where an etcd has it already, using that one is what is meant most of the time.
+async fn bind_registry(args: &Args) -> Result<TcpListener, Failure> {
+    let failure = match listen::bind("the registry", "--registry-listen", &args.registry_listen).await {
+        Ok(listener) => return Ok(listener),
+        Err(failure) => failure,
+    };
+    let there = RegistryArgs { endpoints: vec![format!("http://{}", args.registry_listen)], cluster: args.cluster.clone() };
+    match tokio::time::timeout(PROBE, there.connect()).await {
+        Ok(Ok(_)) => Err(failure.hint(format!(
+            "a registry runs there already (perhaps of another `banyan up`): `banyan up --etcd http://{0}` uses it, \
+             `banyan node run my-name --parent root` joins its tree, and `--registry-listen 127.0.0.1:0` starts another beside it",
+            args.registry_listen
+        ))),
+        _ => Err(failure),
+    }
+}

@@ -1,0 +1,191 @@
+//! The handle to a running engine.
+
+use std::sync::{Arc, mpsc as commands};
+use std::thread;
+
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use crate::kernels::Pool;
+use crate::local::Local;
+use crate::runner::{self, Backend, Command, STEPS_WAITING};
+use crate::scheduler::{Limits, Recording, Scheduler};
+use crate::{Model, Request, SequenceId, Step, fake, kv, threads};
+
+/// What an engine serves, and with what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// The model's public name.
+    pub model: String,
+    /// Tokens of a prompt and its answer together.
+    pub context: u32,
+    /// Whether the model has a chat template of its own.
+    pub chat: bool,
+    /// `cpu`, `cuda:0`, or `fake`.
+    pub device: String,
+    /// Of the weights.
+    pub dtype: String,
+    /// Sequences that run at once.
+    pub batch_max: u32,
+    /// What decides the bits of the results: equal fingerprints give equal answers.
+    pub fingerprint: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Unix seconds at which the model's files were written.
+    pub created: u64,
+}
+
+/// How to run a model.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Sequences that run at once.
+    pub batch_max: u32,
+    /// CPU threads; `None`: as many as cores. Several engines of one process divide them: see [`threads::share`].
+    pub threads: Option<usize>,
+    /// Tokens that go through the model in one step: what a long prompt may delay the other sequences by.
+    pub step_tokens: u32,
+    /// Tokens whose KV may be held; `None`: whole contexts for the whole batch, as far as a quarter of the free memory goes.
+    pub kv_tokens: Option<u64>,
+    /// Keeps what the scheduler was told and what it planned.
+    pub recording: Option<Recording>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        // 64 rows are where the arithmetic of a step, not the weights' bytes, takes the time; 256 tokens take some tens of
+        // milliseconds on two cores.
+        Options { batch_max: 64, threads: None, step_tokens: 256, kv_tokens: None, recording: None }
+    }
+}
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An option makes no sense.
+    #[error("{0}")]
+    Option(String),
+    /// Not even one sequence would fit.
+    #[error(
+        "the KV memory holds {tokens} tokens and one sequence of this model can need {context}: \
+         raise the KV budget, or free memory ({megabytes} MB are needed for one sequence)"
+    )]
+    KvMemory {
+        /// That would fit.
+        tokens: u64,
+        /// Of one sequence.
+        context: u32,
+        /// One sequence's KV.
+        megabytes: u64,
+    },
+    /// The device has no room.
+    #[error("failed to set the KV memory up on the device")]
+    Device(#[source] candle_core::Error),
+    /// The operating system has no thread to give.
+    #[error("failed to start the engine's threads")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A running engine. A cheap handle: clones reach the same engine, and it stops when the last one is gone.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    info: Info,
+    /// Unbounded, so that `submit` never blocks: the node bounds what it submits, and a command is small.
+    commands: commands::Sender<Command>,
+    stop: watch::Sender<bool>,
+    /// Closed when the engine's thread has ended.
+    ended: watch::Receiver<()>,
+}
+
+impl Engine {
+    /// Starts a model's engine on threads of its own. News comes from the receiver, one [`Step`] for each of the engine's
+    /// steps; the engine waits where it is not read.
+    pub fn start(model: Arc<Model>, options: Options) -> Result<(Engine, mpsc::Receiver<Step>), StartError> {
+        let batch_max = options.batch_max;
+        if batch_max == 0 {
+            return Err(StartError::Option("an engine needs room for at least one sequence: set batch_max to 1 or more".into()));
+        }
+        let threads = options.threads.unwrap_or_else(threads::available);
+        let pages = kv::pages(model.kv_shape(), batch_max, options.kv_tokens)?;
+        let cache = model.cache(pages).map_err(StartError::Device)?;
+        let pool = Pool::new(threads).map_err(StartError::Thread)?;
+        // Every decoding sequence gets its token in every step, and prompts still progress.
+        let step_tokens = options.step_tokens.max(batch_max.saturating_add(1));
+        let limits = Limits { batch_max, step_tokens, pages, page_tokens: kv::PAGE_TOKENS };
+        let scheduler = Scheduler::new(limits, options.recording);
+        let info = model.info(batch_max);
+        info!(model = info.model, dtype = info.dtype, device = info.device, threads, pages, "the engine starts");
+        spawn(info, Local::new(model, cache, pool), scheduler).map_err(StartError::Thread)
+    }
+
+    /// Starts an engine without weights: the same handle, channel, scheduler and batching, and a text from nowhere.
+    ///
+    /// # Panics
+    ///
+    /// When the operating system has no thread to give.
+    pub fn fake(options: fake::Options) -> (Engine, mpsc::Receiver<Step>) {
+        let limits = options.limits();
+        let scheduler = Scheduler::new(limits, options.recording.clone());
+        let info = options.info();
+        let (stop, stopping) = watch::channel(false);
+        let backend = fake::Fake::new(options, stopping);
+        spawn_with(info, backend, scheduler, stop).expect("the operating system gives a thread for a test's engine")
+    }
+
+    /// What it serves.
+    pub fn info(&self) -> &Info {
+        &self.shared.info
+    }
+
+    /// Adds a sequence. Never blocks; the caller bounds how many it submits. After `stop`, nothing comes of it.
+    pub fn submit(&self, request: Request) {
+        // A stopped engine says nothing more about anything: its channel of steps is closed, which the caller sees.
+        let _ = self.shared.commands.send(Command::Submit(Box::new(request)));
+    }
+
+    /// Ends a sequence with `Cancelled` within one step, unless it has ended already. Unknown ids are ignored.
+    pub fn cancel(&self, id: SequenceId) {
+        let _ = self.shared.commands.send(Command::Cancel(id));
+    }
+
+    /// Ends all sequences with `Cancelled`, and returns when the engine's threads have ended.
+    pub async fn stop(&self) {
+        self.shared.stop.send_replace(true);
+        let _ = self.shared.commands.send(Command::Stop);
+        let mut ended = self.shared.ended.clone();
+        // An error means that the thread has dropped its end: what we wait for.
+        while ended.changed().await.is_ok() {}
+    }
+}
+
+fn spawn<B: Backend + Send + 'static>(
+    info: Info,
+    backend: B,
+    scheduler: Scheduler,
+) -> Result<(Engine, mpsc::Receiver<Step>), std::io::Error> {
+    spawn_with(info, backend, scheduler, watch::channel(false).0)
+}
+
+fn spawn_with<B: Backend + Send + 'static>(
+    info: Info,
+    backend: B,
+    scheduler: Scheduler,
+    stop: watch::Sender<bool>,
+) -> Result<(Engine, mpsc::Receiver<Step>), std::io::Error> {
+    let (command, commands) = commands::channel();
+    let (step, steps) = mpsc::channel(STEPS_WAITING);
+    let (alive, ended) = watch::channel(());
+    let stopping = stop.subscribe();
+    thread::Builder::new().name("engine".into()).spawn(move || {
+        runner::run(backend, scheduler, &commands, step, stopping);
+        drop(alive);
+    })?;
+    Ok((Engine { shared: Arc::new(Shared { info, commands: command, stop, ended }) }, steps))
+}
+
+#[cfg(test)]
+mod tests;

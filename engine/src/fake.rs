@@ -1,0 +1,349 @@
+//! An engine without weights: deterministic text at a settable speed, for trees that are tested and loaded.
+//!
+//! It runs under the real scheduler and the real runner; only tokens and time are made up. The text is a function of
+//! prompt, seed and position, so that a resumed answer goes on exactly. Prompts may carry markers, for tests:
+//! `[[count N]]` answers with the numbers from 1 to N, `[[fail]]` makes the step fail that computes the prompt, `[[panic]]`
+//! makes it panic, and `[[abort]]` ends the whole process with it.
+
+use std::hash::Hasher;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::engine::Info;
+use crate::runner::{Backend, Drawn, Item};
+use crate::scheduler::{Limits, Recording};
+use crate::text::{first_stop, may_become_stop};
+use crate::{Prompt, Refusal, Request, TokenLogprob, admission};
+
+/// How long a sleeping step may overlook that the engine is to stop.
+const NAP: Duration = Duration::from_millis(20);
+/// Tokens of a page: as the real engine's, so that plans look alike.
+const PAGE_TOKENS: u32 = 16;
+
+/// The end-of-text token.
+const END: u32 = 0;
+/// Tokens from here on are numbers; below are words.
+const NUMBERS: u32 = 1024;
+/// One more than the greatest token.
+const VOCABULARY: u32 = NUMBERS + (1 << 20);
+
+#[rustfmt::skip]
+const OPENERS: [&str; 16] = [
+    "The", "A", "Every", "Some", "No", "This", "That", "Each", "One", "Another", "My", "Your", "Our", "Their", "Her", "His",
+];
+#[rustfmt::skip]
+const NOUNS: [&str; 32] = [
+    "banyan", "branch", "root", "leaf", "river", "bird", "monkey", "village", "garden", "storm", "lantern", "story", "teacher",
+    "market", "shadow", "mountain", "letter", "tiger", "road", "well", "child", "song", "morning", "field", "temple", "window",
+    "boat", "friend", "seed", "forest", "café", "夢",
+];
+#[rustfmt::skip]
+const VERBS: [&str; 32] = [
+    "sees", "carries", "finds", "follows", "keeps", "loves", "forgets", "builds", "answers", "crosses", "hears", "brings",
+    "watches", "holds", "leaves", "opens", "meets", "feeds", "teaches", "paints", "asks", "lifts", "guards", "wakes", "calls",
+    "covers", "joins", "reaches", "remembers", "shelters", "warms", "grows",
+];
+
+/// How to pretend.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The model's public name.
+    pub model: String,
+    /// Sequences that run at once.
+    pub batch_max: u32,
+    /// A step's time, however many sequences are in it: that is what batching means. Zero costs nothing.
+    pub token_time: Duration,
+    /// Added to a step for each prompt token in it.
+    pub prefill_time: Duration,
+    /// Tokens after which an answer ends by itself; `max_tokens` may end it before.
+    pub tokens_default: u32,
+    /// Tokens of a prompt and its answer together.
+    pub context: u32,
+    /// Prompt tokens in one step.
+    pub step_tokens: u32,
+    /// Keeps what the scheduler was told and what it planned.
+    pub recording: Option<Recording>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            model: "fake".into(),
+            batch_max: 8,
+            token_time: Duration::ZERO,
+            prefill_time: Duration::ZERO,
+            tokens_default: 32,
+            context: 4096,
+            step_tokens: 256,
+            recording: None,
+        }
+    }
+}
+
+impl Options {
+    pub(crate) fn limits(&self) -> Limits {
+        let batch_max = self.batch_max.max(1);
+        let pages = self.context.div_ceil(PAGE_TOKENS).saturating_mul(batch_max);
+        let step_tokens = self.step_tokens.max(batch_max.saturating_add(1));
+        Limits { batch_max, step_tokens, pages, page_tokens: PAGE_TOKENS }
+    }
+
+    pub(crate) fn info(&self) -> Info {
+        Info {
+            model: self.model.clone(),
+            context: self.context,
+            chat: true,
+            device: "fake".into(),
+            dtype: "none".into(),
+            batch_max: self.batch_max.max(1),
+            // Version, and what the text is a function of besides prompt and seed.
+            fingerprint: format!("fake-{}-{}", env!("CARGO_PKG_VERSION"), self.tokens_default),
+            parameters: 0,
+            created: 0,
+        }
+    }
+}
+
+pub(crate) struct Fake {
+    options: Options,
+    stopping: watch::Receiver<bool>,
+    /// When the step in progress would end if every step took exactly its time.
+    due: Instant,
+}
+
+pub(crate) struct State {
+    /// Of prompt and seed.
+    key: u64,
+    /// Tokens before the end of text.
+    length: u32,
+    /// How many tokens the prompt has.
+    prompt_tokens: usize,
+    counts: bool,
+    logprobs: bool,
+    failpoint: Option<Failpoint>,
+    text: Text,
+}
+
+#[derive(Clone, Copy)]
+enum Failpoint {
+    Fail,
+    Panic,
+    Abort,
+}
+
+impl Fake {
+    pub(crate) fn new(options: Options, stopping: watch::Receiver<bool>) -> Fake {
+        Fake { options, stopping, due: Instant::now() }
+    }
+
+    /// Lets a step's time pass, unless the engine is to stop.
+    fn pass(&mut self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        let now = Instant::now();
+        // Steps follow each other without drift, and an idle engine does not save up time.
+        self.due = if self.due + time < now { now + time } else { self.due + time };
+        loop {
+            let left = self.due.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.stopping.has_changed().is_err() || *self.stopping.borrow() {
+                return;
+            }
+            thread::sleep(left.min(NAP));
+        }
+    }
+}
+
+impl Backend for Fake {
+    type State = State;
+
+    fn context(&self) -> u32 {
+        self.options.context
+    }
+
+    fn vocabulary(&self) -> usize {
+        VOCABULARY as usize
+    }
+
+    fn admit(&mut self, request: &Request) -> Result<(Vec<u32>, State), Refusal> {
+        let mut prompt = String::new();
+        let mut tokens = Vec::new();
+        match &request.prompt {
+            Prompt::Text(text) => prompt.push_str(text),
+            Prompt::Chat(messages) => {
+                for message in messages {
+                    prompt.push_str(&message.role);
+                    prompt.push_str(": ");
+                    prompt.push_str(&message.content);
+                    prompt.push('\n');
+                }
+            }
+            Prompt::Tokens(ids) => {
+                admission::check_prompt(ids, VOCABULARY as usize)?;
+                tokens.clone_from(ids);
+            }
+        }
+        tokens.extend(prompt.split_whitespace().map(|word| 1 + hash(&[word.as_bytes()]) as u32 % (NUMBERS - 1)));
+        if tokens.is_empty() {
+            tokens.push(END);
+        }
+        let ids: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let count = marker(&prompt, "[[count ").and_then(|rest| rest.split("]]").next()?.trim().parse::<u32>().ok());
+        let failpoint = [("[[fail]]", Failpoint::Fail), ("[[panic]]", Failpoint::Panic), ("[[abort]]", Failpoint::Abort)]
+            .into_iter()
+            .find_map(|(text, failpoint)| prompt.contains(text).then_some(failpoint));
+        let state = State {
+            key: hash(&[prompt.as_bytes(), &ids, &request.sampling.seed.to_le_bytes()]),
+            length: count.unwrap_or(self.options.tokens_default),
+            prompt_tokens: tokens.len(),
+            counts: count.is_some(),
+            logprobs: request.sampling.logprobs.is_some(),
+            failpoint,
+            text: Text::new(request.stop.clone()),
+        };
+        Ok((tokens, state))
+    }
+
+    fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Option<Drawn>>, String> {
+        let prompt_tokens: usize =
+            items.iter().map(|item| item.state.prompt_tokens.saturating_sub(item.computed).min(item.count)).sum();
+        let prefill = self.options.prefill_time.saturating_mul(u32::try_from(prompt_tokens).unwrap_or(u32::MAX));
+        self.pass(self.options.token_time.saturating_add(prefill));
+        for item in items.iter() {
+            match item.state.failpoint {
+                None => {}
+                Some(Failpoint::Fail) => return Err("the prompt asked for a failure".into()),
+                Some(Failpoint::Panic) => panic!("the prompt asked for a panic"),
+                Some(Failpoint::Abort) => std::process::abort(),
+            }
+        }
+        Ok(items
+            .iter()
+            .map(|item| {
+                item.samples.then(|| {
+                    let position = u32::try_from(item.tokens.len() - item.state.prompt_tokens).unwrap_or(u32::MAX);
+                    let token = item.state.token(position);
+                    let logprob = item.state.logprobs.then(|| TokenLogprob {
+                        token,
+                        bytes: word(token, position == 0).into_bytes(),
+                        logprob: 0.0,
+                        top: Vec::new(),
+                    });
+                    Drawn { token, logprob }
+                })
+            })
+            .collect())
+    }
+
+    fn accept(&self, _: &mut State, _: u32) {}
+
+    fn is_end(&self, token: u32) -> bool {
+        token == END
+    }
+
+    fn push(&self, state: &mut State, token: u32, stops_count: bool) -> (String, bool) {
+        let first = state.text.is_new();
+        state.text.push(&word(token, first), stops_count)
+    }
+
+    fn release(&mut self, state: State) -> String {
+        state.text.held
+    }
+}
+
+impl State {
+    /// The token at a position of the answer.
+    fn token(&self, position: u32) -> u32 {
+        if position == self.length {
+            return END;
+        }
+        if self.counts {
+            return NUMBERS + (position + 1) % (VOCABULARY - NUMBERS);
+        }
+        let random = hash(&[&self.key.to_le_bytes(), &position.to_le_bytes()]) as u32;
+        // Sentences of six tokens: opener, noun, verb, "the", noun, full stop.
+        match position % 6 {
+            0 => 1 + random % 16,
+            1 | 4 => 32 + random % 32,
+            2 => 64 + random % 32,
+            3 => 96,
+            _ => 97,
+        }
+    }
+}
+
+/// A token's text.
+fn word(token: u32, first: bool) -> String {
+    let space = if first { "" } else { " " };
+    match token {
+        END => String::new(),
+        1..=16 => format!("{space}{}", OPENERS[token as usize - 1]),
+        32..=63 => format!("{space}{}", NOUNS[token as usize - 32]),
+        64..=95 => format!("{space}{}", VERBS[token as usize - 64]),
+        96 => format!("{space}the"),
+        97 => ".".into(),
+        NUMBERS.. => format!("{space}{}", token - NUMBERS),
+        _ => format!("{space}w{token}"),
+    }
+}
+
+/// The answer's text, with what may become a stop string held back.
+struct Text {
+    stops: Vec<String>,
+    held: String,
+    new: bool,
+}
+
+impl Text {
+    fn new(stops: Vec<String>) -> Text {
+        Text { stops, held: String::new(), new: true }
+    }
+
+    fn is_new(&self) -> bool {
+        self.new
+    }
+
+    fn push(&mut self, text: &str, stops_count: bool) -> (String, bool) {
+        self.new = false;
+        self.held.push_str(text);
+        if stops_count && let Some(at) = first_stop(&self.held, &self.stops) {
+            self.held.truncate(at);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let safe = self.held.len() - if stops_count { may_become_stop(&self.held, &self.stops) } else { 0 };
+        let rest = self.held.split_off(safe);
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+}
+
+fn marker<'a>(prompt: &'a str, name: &str) -> Option<&'a str> {
+    prompt.split_once(name).map(|(_, rest)| rest)
+}
+
+/// The same in every process and every version of Rust: FNV-1a, and a finish that mixes all bits.
+fn hash(parts: &[&[u8]]) -> u64 {
+    struct Fnv(u64);
+    impl Hasher for Fnv {
+        fn finish(&self) -> u64 {
+            // MurmurHash3's finalizer.
+            let mut bits = self.0;
+            bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+            bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+            bits ^ (bits >> 33)
+        }
+
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+    }
+    let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
+    for part in parts {
+        fnv.write(&(part.len() as u64).to_le_bytes());
+        fnv.write(part);
+    }
+    fnv.finish()
+}

@@ -1,0 +1,69 @@
+//! The CPU's inner loops: the one place with `unsafe` code.
+//!
+//! Owns packed weights and the bit guarantee: every number that leaves a kernel is computed by one chain of operations whose
+//! order depends on its own operands alone, never on how many rows are computed together, on which thread, or in which
+//! tile. So a position's results are the same by decode, by any chunking of prefill, in any batch, with any number of
+//! threads. Where numbers are and what they mean is left to `ops`.
+#![allow(unsafe_code)]
+
+mod attention;
+mod lines;
+mod matmul;
+mod matmul_q8;
+mod pointwise;
+mod pool;
+mod simd;
+
+pub(crate) use attention::{Attention, Segment, page_floats};
+pub(crate) use matmul::{PackedF32, matmul_f32};
+pub(crate) use matmul_q8::{PackedQ8, matmul_q8};
+pub(crate) use pointwise::layer_norm;
+pub(crate) use pool::Pool;
+pub(crate) use simd::Isa;
+
+/// Columns of a packed panel: two AVX-512 vectors, so that one row's products run in two chains, and narrow matrices still
+/// have panels for many threads.
+const PANEL: usize = 32;
+
+/// What becomes of a product before it is stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Epilogue<'a> {
+    /// It stays as it is.
+    None,
+    /// `gelu_new`: the tanh form.
+    Gelu,
+    /// It is added to what the residual stream holds at its place: `[rows, columns]`.
+    Add(&'a [f32]),
+}
+
+/// A pointer that tasks may share: they write disjoint parts.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+
+// SAFETY: every use states which part its task alone writes.
+unsafe impl<T: Send> Sync for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// A method, so that closures capture the whole and not its field.
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// How many tasks to cut `units` into: a few for each thread, so that a thread whose core is taken away for a moment holds
+/// up little, and not more, because each costs an atomic operation.
+fn tasks_for(pool: &Pool, units: usize) -> usize {
+    if pool.threads() == 1 { 1.min(units) } else { units.min(pool.threads() * 4) }
+}
+
+/// The part of `units` that is task `index` of `tasks`.
+fn part(units: usize, index: usize, tasks: usize) -> std::ops::Range<usize> {
+    units * index / tasks..units * (index + 1) / tasks
+}
+
+/// Zeroes that cost no memory until they are touched; `None` where the system has not so many.
+pub(crate) fn zeroed(floats: usize) -> Option<Vec<f32>> {
+    bytemuck::allocation::try_zeroed_vec(floats).ok()
+}

@@ -1,0 +1,142 @@
+//! KV memory in pages: bounded, outside the weights, a list of pages for each sequence.
+//!
+//! Owns the pages and who holds them. Which sequence may grow is the scheduler's decision: it hands out no more pages than there
+//! are. What stands in a page is the kernels' (on the CPU) or `ops`' (plain candle tensors).
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::engine::StartError;
+use crate::kernels;
+
+/// Positions of a page: one AVX-512 vector of scores.
+pub(crate) const PAGE_TOKENS: u32 = 16;
+
+/// What the pages of a model must hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) context: u32,
+}
+
+impl Shape {
+    fn page_bytes(&self) -> u64 {
+        (self.layers * kernels::page_floats(self.heads, self.head_dim) * size_of::<f32>()) as u64
+    }
+}
+
+/// How many pages to have: for `tokens`, or for whole contexts of the whole batch as far as a quarter of the free memory goes.
+pub(crate) fn pages(shape: Shape, batch_max: u32, tokens: Option<u64>) -> std::result::Result<u32, StartError> {
+    let page = u64::from(PAGE_TOKENS);
+    let one = u64::from(shape.context).div_ceil(page);
+    let pages = tokens.map_or_else(
+        || {
+            let wanted = one.saturating_mul(u64::from(batch_max));
+            available_memory().map_or(wanted, |bytes| wanted.min(bytes / 4 / shape.page_bytes()))
+        },
+        |tokens| tokens / page,
+    );
+    if pages < one {
+        let megabytes = (one * shape.page_bytes()).div_ceil(1 << 20);
+        return Err(StartError::KvMemory { tokens: pages * page, context: shape.context, megabytes });
+    }
+    Ok(u32::try_from(pages).unwrap_or(u32::MAX))
+}
+
+/// Bytes that programs can have without swapping, where the system says so.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// All pages of an engine.
+pub(crate) struct Cache {
+    pub(crate) storage: Storage,
+    /// Given back, the latest last: its lines are the likeliest to be in a cache.
+    free: Vec<u32>,
+    /// Never given out from here on: untouched pages cost no memory.
+    fresh: u32,
+    pages: u32,
+}
+
+/// Where K and V stand, layer by layer.
+pub(crate) enum Storage {
+    /// In the kernels' layout.
+    Kernels(Vec<Vec<f32>>),
+    /// K and V as `[pages * PAGE_TOKENS, heads * head_dim]` each.
+    Plain(Vec<(Tensor, Tensor)>),
+}
+
+/// A sequence's pages: position `p` is in number `p / PAGE_TOKENS`.
+#[derive(Debug, Default)]
+pub(crate) struct Pages(pub(crate) Vec<u32>);
+
+impl Cache {
+    /// Pages for the CPU's kernels.
+    pub(crate) fn for_kernels(shape: Shape, pages: u32) -> Result<Cache> {
+        let floats = pages as usize * kernels::page_floats(shape.heads, shape.head_dim);
+        let layers = (0..shape.layers).map(|_| kernels::zeroed(floats)).collect::<Option<Vec<_>>>();
+        let layers = layers.ok_or_else(|| candle_core::Error::Msg("the system has no memory for the KV pages".into()))?;
+        Ok(Cache { storage: Storage::Kernels(layers), free: Vec::new(), fresh: 0, pages })
+    }
+
+    /// Pages for plain candle operations on any device.
+    pub(crate) fn plain(shape: Shape, pages: u32, dtype: DType, device: &Device) -> Result<Cache> {
+        let dims = (pages as usize * PAGE_TOKENS as usize, shape.heads * shape.head_dim);
+        let layer = |_| Ok((Tensor::zeros(dims, dtype, device)?, Tensor::zeros(dims, dtype, device)?));
+        let layers = (0..shape.layers).map(layer).collect::<Result<Vec<_>>>()?;
+        Ok(Cache { storage: Storage::Plain(layers), free: Vec::new(), fresh: 0, pages })
+    }
+
+    /// Sees to it that a sequence has room for `tokens`.
+    pub(crate) fn grow(&mut self, pages: &mut Pages, tokens: usize) -> Result<()> {
+        while pages.0.len() < tokens.div_ceil(PAGE_TOKENS as usize) {
+            let page = match self.free.pop() {
+                Some(page) => page,
+                None if self.fresh < self.pages => {
+                    self.fresh += 1;
+                    self.fresh - 1
+                }
+                None => {
+                    return Err(candle_core::Error::Msg("the KV pages are used up, which the scheduler should prevent".into()));
+                }
+            };
+            pages.0.push(page);
+        }
+        Ok(())
+    }
+
+    /// Takes a sequence's pages back.
+    pub(crate) fn release(&mut self, pages: Pages) {
+        self.free.extend(pages.0.into_iter().rev());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { layers: 1, heads: 1, head_dim: 8, context: 100 };
+
+    #[test]
+    fn pages_are_given_once_and_come_back() {
+        let mut cache = Cache::for_kernels(SHAPE, 3).unwrap();
+        let (mut a, mut b) = (Pages::default(), Pages::default());
+        cache.grow(&mut a, 17).unwrap();
+        cache.grow(&mut b, 1).unwrap();
+        assert_eq!((&a.0[..], &b.0[..]), (&[0, 1][..], &[2][..]));
+        assert!(cache.grow(&mut b, 17).is_err());
+        cache.release(a);
+        cache.grow(&mut b, 48).unwrap();
+        assert_eq!(b.0, [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_budget_that_holds_no_whole_context_is_refused() {
+        assert_eq!(pages(SHAPE, 4, Some(112)).unwrap(), 7);
+        assert!(matches!(pages(SHAPE, 4, Some(111)), Err(StartError::KvMemory { tokens: 96, context: 100, .. })));
+        assert!(pages(SHAPE, 4, None).unwrap() <= 28);
+    }
+}

@@ -1,0 +1,44 @@
+//! Models: loading, templates, tokenizer, kernels, KV cache, sampling, continuous batching.
+//!
+//! Knows no tree and no network (but the hub's). A caller submits [`Request`]s to an [`Engine`] and receives [`Step`]s.
+
+mod admission;
+pub mod bench;
+mod bundled;
+mod checkpoint;
+mod engine;
+mod error;
+pub mod fake;
+mod folder;
+mod hub;
+mod kernels;
+mod kv;
+mod local;
+mod model;
+mod ops;
+mod progress;
+mod request;
+mod runner;
+mod sampler;
+pub mod scheduler;
+mod source;
+mod template;
+mod text;
+pub mod threads;
+mod tokenizer;
+
+pub use checkpoint::Checkpoint;
+pub use engine::{Engine, Info, Options, StartError};
+pub use error::{LoadError, ResolveError};
+pub use folder::Folder;
+pub use hub::{Hub, Token};
+pub use model::{DeviceChoice, Dtype, LoadOptions, Model, UnknownChoice};
+pub use progress::Progress;
+pub use request::{
+    FinishReason, LogitBias, Message, Output, Prompt, Refusal, Request, Sampling, SequenceId, Step, TokenLogprob, Usage,
+};
+pub use sampler::{Logprob, Sampled, Sampler};
+pub use source::Source;
+pub use template::{Rendered, Template};
+pub use text::{Pushed, TextStream};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,331 @@
+//! GPT-2 (Radford et al. 2019): the network, named as its checkpoints name it.
+//!
+//! gpt2, gpt2-medium, -large, -xl, distilgpt2 and fine-tunes. Weights never change; a sequence's keys and values are in the
+//! cache that the caller passes in.
+
+use std::sync::OnceLock;
+
+use candle_core::{Result, Tensor};
+use serde_json::Value;
+
+use super::weights::Weights;
+use crate::kernels::{Pool, Segment};
+use crate::kv::{Shape, Storage};
+use crate::ops::{Compute, LayerNorm, Linear, Then, attention};
+use crate::{LoadError, threads};
+
+/// No known model of this family is near these; beyond them a config.json is damaged or hostile.
+const SIZE_MAX: u64 = 1 << 24;
+
+/// The parts of config.json that shape the network.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    pub(crate) vocab_size: usize,
+    pub(crate) n_positions: usize,
+    pub(crate) n_embd: usize,
+    pub(crate) n_layer: usize,
+    pub(crate) n_head: usize,
+    pub(crate) n_inner: usize,
+    pub(crate) layer_norm_epsilon: f64,
+    pub(crate) scale_attn_weights: bool,
+    pub(crate) scale_attn_by_inverse_layer_idx: bool,
+    pub(crate) tie_word_embeddings: bool,
+}
+
+impl Config {
+    /// gpt2, 124M.
+    pub(crate) fn gpt2() -> Config {
+        Config {
+            vocab_size: 50_257,
+            n_positions: 1024,
+            n_embd: 768,
+            n_layer: 12,
+            n_head: 12,
+            n_inner: 3072,
+            layer_norm_epsilon: 1e-5,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
+            tie_word_embeddings: true,
+        }
+    }
+
+    /// Reads config.json; `path` is what messages call it.
+    pub(crate) fn read(json: &Value, path: &str) -> std::result::Result<Config, LoadError> {
+        let invalid = |message: String| LoadError::Invalid { path: path.to_owned(), message };
+        let size = |name: &str, default: Option<u64>| -> std::result::Result<usize, LoadError> {
+            let value = match json.get(name) {
+                None | Some(Value::Null) => default.ok_or_else(|| invalid(format!("{name} is missing; GPT-2 needs it"))),
+                Some(value) => value.as_u64().ok_or_else(|| invalid(format!("{name} must be a whole number, not {value}"))),
+            }?;
+            if (1..=SIZE_MAX).contains(&value) {
+                Ok(value as usize)
+            } else {
+                Err(invalid(format!("{name} must be from 1 to {SIZE_MAX}, not {value}")))
+            }
+        };
+        let flag = |name: &str, default: bool| match json.get(name) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| invalid(format!("{name} must be true or false, not {value}"))),
+        };
+        let text = |name: &str| json.get(name).and_then(Value::as_str);
+
+        match text("model_type") {
+            Some("gpt2") | None => {}
+            Some(other) => {
+                return Err(LoadError::Unsupported(format!(
+                    "{path} is of a model of type {other:?}, and this version runs \"gpt2\" models only: \
+                     gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 and their fine-tunes"
+                )));
+            }
+        }
+        match text("activation_function").unwrap_or("gelu_new") {
+            // Two names of one function.
+            "gelu_new" | "gelu_pytorch_tanh" => {}
+            other => {
+                let message = format!("{path} asks for the activation {other:?}, and this version has \"gelu_new\" only");
+                return Err(LoadError::Unsupported(message));
+            }
+        }
+        if flag("add_cross_attention", false)? {
+            let message = format!("{path} asks for cross-attention (a decoder's part), which this version does not have");
+            return Err(LoadError::Unsupported(message));
+        }
+        // `reorder_and_upcast_attn` changes the order of operations in half precision; in f32 it is the same attention.
+        flag("reorder_and_upcast_attn", false)?;
+
+        let n_embd = size("n_embd", None)?;
+        let n_head = size("n_head", None)?;
+        if !n_embd.is_multiple_of(n_head) {
+            return Err(invalid(format!("n_embd ({n_embd}) must be a multiple of n_head ({n_head})")));
+        }
+        let layer_norm_epsilon = match json.get("layer_norm_epsilon") {
+            None | Some(Value::Null) => 1e-5,
+            Some(value) => value.as_f64().unwrap_or(-1.0),
+        };
+        if !(0.0..=1.0).contains(&layer_norm_epsilon) {
+            return Err(invalid("layer_norm_epsilon must be a number from 0 to 1".into()));
+        }
+        Ok(Config {
+            vocab_size: size("vocab_size", None)?,
+            n_positions: size("n_positions", json.get("n_ctx").and_then(Value::as_u64))?,
+            n_embd,
+            n_layer: size("n_layer", None)?,
+            n_head,
+            n_inner: size("n_inner", Some(4 * n_embd as u64))?,
+            layer_norm_epsilon,
+            scale_attn_weights: flag("scale_attn_weights", true)?,
+            scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", false)?,
+            tie_word_embeddings: flag("tie_word_embeddings", true)?,
+        })
+    }
+
+    fn head_dim(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    /// Number of weights.
+    pub(crate) fn parameters(&self) -> u64 {
+        let (n, inner) = (self.n_embd as u64, self.n_inner as u64);
+        let block = 4 * n + (3 * n * n + 3 * n) + (n * n + n) + (n * inner + inner) + (inner * n + n);
+        let heads = if self.tie_word_embeddings { 1 } else { 2 };
+        (heads * self.vocab_size as u64 + self.n_positions as u64) * n + self.n_layer as u64 * block + 2 * n
+    }
+
+    /// What KV pages must hold.
+    pub(crate) fn kv_shape(&self) -> Shape {
+        // A `Config` has no size beyond 2^24.
+        Shape { layers: self.n_layer, heads: self.n_head, head_dim: self.head_dim(), context: self.n_positions as u32 }
+    }
+}
+
+/// The network.
+pub(crate) struct Gpt2 {
+    pub(crate) config: Config,
+    wpe: Tensor,
+    h: Vec<Block>,
+    ln_f: LayerNorm,
+    head: Head,
+}
+
+/// wte and lm_head.
+enum Head {
+    /// One matrix is both.
+    Tied(Linear),
+    Separate {
+        wte: Tensor,
+        lm_head: Linear,
+    },
+}
+
+struct Block {
+    ln_1: LayerNorm,
+    attn: Attention,
+    ln_2: LayerNorm,
+    mlp: Mlp,
+}
+
+struct Attention {
+    c_attn: Linear,
+    c_proj: Linear,
+    scale: f32,
+}
+
+struct Mlp {
+    c_fc: Linear,
+    c_proj: Linear,
+}
+
+impl Gpt2 {
+    /// Takes the tensors it needs, layer by layer on all cores; `attn.bias` and `attn.masked_bias`, which some checkpoints carry,
+    /// are constants of causal attention and stay where they are.
+    pub(crate) fn load(config: Config, weights: &Weights<'_>) -> std::result::Result<Gpt2, LoadError> {
+        let n = config.n_embd;
+        let head = if config.tie_word_embeddings {
+            Head::Tied(weights.head("wte.weight", n, config.vocab_size)?)
+        } else {
+            Head::Separate {
+                wte: weights.tensor("wte.weight", &[config.vocab_size, n])?,
+                lm_head: weights.head("lm_head.weight", n, config.vocab_size)?,
+            }
+        };
+        let pool =
+            Pool::new(threads::available()).map_err(|error| LoadError::Device(format!("no threads to load with: {error}")))?;
+        let blocks: Vec<OnceLock<std::result::Result<Block, LoadError>>> = (0..config.n_layer).map(|_| OnceLock::new()).collect();
+        pool.run(config.n_layer, &|layer| {
+            // Each layer is one task, so nobody else fills its place.
+            let _ = blocks[layer].set(Block::load(&config, weights, layer));
+        });
+        let h = blocks
+            .into_iter()
+            .map(|block| block.into_inner().expect("the pool runs every task"))
+            .collect::<std::result::Result<Vec<_>, LoadError>>()?;
+        Ok(Gpt2 {
+            wpe: weights.tensor("wpe.weight", &[config.n_positions, n])?,
+            h,
+            ln_f: weights.layer_norm("ln_f", n, config.layer_norm_epsilon)?,
+            head,
+            config,
+        })
+    }
+
+    /// One pass of all segments' rows, in order; `tokens` has one for each row. The logits of the rows `samples`:
+    /// `[samples, vocab_size]`, row-major.
+    pub(crate) fn forward(
+        &self,
+        on: Compute<'_>,
+        cache: &mut Storage,
+        tokens: &[u32],
+        segments: &[Segment<'_>],
+        samples: &[u32],
+    ) -> Result<Vec<f32>> {
+        let positions = segments.iter().flat_map(|segment| segment.position..segment.position + segment.rows);
+        let positions = positions.map(|position| position as u32).collect::<Vec<_>>();
+        let positions = Tensor::new(positions, self.wpe.device())?;
+        let mut x = (self.embed(tokens)? + self.wpe.index_select(&positions, 0)?)?;
+        for (layer, block) in self.h.iter().enumerate() {
+            x = block.forward(on, &x, segments, cache, layer, [self.config.n_head, self.config.head_dim()])?;
+        }
+        if samples.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The head is a third of the weights: only for rows whose next token is wanted.
+        let x = x.index_select(&Tensor::new(samples, x.device())?, 0)?;
+        let x = self.ln_f.forward(on, &x)?;
+        match &self.head {
+            Head::Tied(head) | Head::Separate { lm_head: head, .. } => head.forward_to_host(on, &x),
+        }
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        match &self.head {
+            Head::Tied(wte) => wte.embed(tokens),
+            Head::Separate { wte, .. } => wte.index_select(&Tensor::new(tokens, wte.device())?, 0),
+        }
+    }
+}
+
+impl Block {
+    fn load(config: &Config, weights: &Weights<'_>, layer: usize) -> std::result::Result<Block, LoadError> {
+        let (n, inner, epsilon) = (config.n_embd, config.n_inner, config.layer_norm_epsilon);
+        let mut scale = if config.scale_attn_weights { 1.0 / (config.head_dim() as f32).sqrt() } else { 1.0 };
+        if config.scale_attn_by_inverse_layer_idx {
+            scale /= (layer + 1) as f32;
+        }
+        Ok(Block {
+            ln_1: weights.layer_norm(&format!("h.{layer}.ln_1"), n, epsilon)?,
+            attn: Attention {
+                c_attn: weights.conv1d(&format!("h.{layer}.attn.c_attn"), n, 3 * n)?,
+                c_proj: weights.conv1d(&format!("h.{layer}.attn.c_proj"), n, n)?,
+                scale,
+            },
+            ln_2: weights.layer_norm(&format!("h.{layer}.ln_2"), n, epsilon)?,
+            mlp: Mlp {
+                c_fc: weights.conv1d(&format!("h.{layer}.mlp.c_fc"), n, inner)?,
+                c_proj: weights.conv1d(&format!("h.{layer}.mlp.c_proj"), inner, n)?,
+            },
+        })
+    }
+
+    fn forward(
+        &self,
+        on: Compute<'_>,
+        x: &Tensor,
+        segments: &[Segment<'_>],
+        cache: &mut Storage,
+        layer: usize,
+        shape: [usize; 2],
+    ) -> Result<Tensor> {
+        let qkv = self.attn.c_attn.forward(on, &self.ln_1.forward(on, x)?, Then::Nothing)?;
+        let attended = attention(on, &qkv, shape, self.attn.scale, segments, cache, layer)?;
+        let x = self.attn.c_proj.forward(on, &attended, Then::AddTo(x))?;
+        let wide = self.mlp.c_fc.forward(on, &self.ln_2.forward(on, &x)?, Then::Gelu)?;
+        self.mlp.c_proj.forward(on, &wide, Then::AddTo(&x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(change: Value) -> std::result::Result<Config, String> {
+        let mut config = json!({
+            "model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+            "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        });
+        for (name, value) in change.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        Config::read(&config, "config.json").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_published_configurations_are_read() {
+        assert_eq!(read(json!({})), Ok(Config::gpt2()));
+        assert_eq!(Config::gpt2().parameters(), 124_439_808);
+        let xl = read(json!({"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_inner": null})).unwrap();
+        assert_eq!((xl.n_inner, xl.parameters()), (6400, 1_557_611_200));
+        assert_eq!(read(json!({"n_positions": null, "n_ctx": 512})).unwrap().n_positions, 512);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (change, word) in [
+            (json!({"model_type": "llama"}), "llama"),
+            (json!({"activation_function": "relu"}), "relu"),
+            (json!({"add_cross_attention": true}), "cross-attention"),
+            (json!({"n_head": 7}), "multiple"),
+            (json!({"n_layer": 0}), "n_layer"),
+            (json!({"n_layer": -1}), "n_layer"),
+            (json!({"vocab_size": null}), "vocab_size"),
+            (json!({"n_embd": "768"}), "n_embd"),
+            (json!({"n_embd": 1u64 << 60}), "n_embd"),
+            (json!({"layer_norm_epsilon": "no"}), "layer_norm_epsilon"),
+            (json!({"tie_word_embeddings": 3}), "tie_word_embeddings"),
+        ] {
+            let error = read(change).unwrap_err();
+            assert!(error.contains(word), "{error:?} names {word}");
+        }
+    }
+}

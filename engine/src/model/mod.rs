@@ -1,0 +1,198 @@
+//! A loaded model: network, tokenizer and chat template, shared by the engines of a process.
+
+mod evaluate;
+mod gpt2;
+mod options;
+mod weights;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device};
+use sha2::{Digest, Sha256};
+use tracing::info;
+
+use crate::engine::Info;
+use crate::kernels::{Isa, Pool};
+use crate::kv::{self, Cache};
+use crate::ops::Compute;
+use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer};
+
+pub(crate) use gpt2::{Config, Gpt2};
+pub use options::{DeviceChoice, Dtype, LoadOptions, UnknownChoice};
+use weights::{Form, From, Weights};
+
+/// Weights, tokenizer and template. They never change: several engines share one by `Arc`.
+pub struct Model {
+    pub(crate) network: Gpt2,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) template: Template,
+    name: String,
+    created: u64,
+    device: Device,
+    dtype: Dtype,
+    form: Form,
+    isa: Isa,
+    fingerprint: String,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("name", &self.name).field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
+    pub fn load(source: &Source, options: &LoadOptions) -> Result<Model, LoadError> {
+        let (device, form) = place(options)?;
+        Model::load_as(source, device, form, Isa::detect())
+    }
+
+    /// Noise in the exact shape of gpt2 (124M), with the bundled model's tokenizer: for benchmarks, on the CPU.
+    pub fn random(dtype: Dtype) -> Result<Model, LoadError> {
+        let weights =
+            Weights { source: From::Random, form: Form::Packed(dtype.settled()), device: Device::Cpu, taken: Mutex::default() };
+        let network = Gpt2::load(Config::gpt2(), &weights)?;
+        Model::finish("gpt2-random".into(), 0, &Folder::Bundled, network, &weights, Isa::detect())
+    }
+
+    /// The general form: tests compare forms and instruction sets.
+    pub(crate) fn load_as(source: &Source, device: Device, form: Form, isa: Isa) -> Result<Model, LoadError> {
+        let folder = source.folder();
+        let checkpoint = Checkpoint::open(folder)?;
+        let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
+        let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
+        let weights = Weights { source: From::Checkpoint(&checkpoint, prefix), form, device, taken: Mutex::default() };
+        let network = Gpt2::load(config, &weights)?;
+        let model = Model::finish(source.name().into(), source.created(), folder, network, &weights, isa)?;
+        info!(model = model.name, parameters = model.network.config.parameters(), fingerprint = model.fingerprint, "loaded");
+        Ok(model)
+    }
+
+    fn finish(
+        name: String,
+        created: u64,
+        folder: &Folder,
+        network: Gpt2,
+        weights: &Weights<'_>,
+        isa: Isa,
+    ) -> Result<Model, LoadError> {
+        let tokenizer = Tokenizer::open(folder)?;
+        let (tokens, rows) = (tokenizer.vocabulary(), network.config.vocab_size);
+        if tokens > rows {
+            let message = format!("the tokenizer has {tokens} tokens and the model only {rows}: they are not of one model");
+            return Err(LoadError::Invalid { path: folder.show("tokenizer.json"), message });
+        }
+        let dtype = match weights.form {
+            Form::Packed(dtype) => dtype,
+            Form::Plain => Dtype::F32,
+        };
+        let template = Template::open(folder)?;
+        let mut model = Model {
+            network,
+            tokenizer: Arc::new(tokenizer),
+            template,
+            name,
+            created,
+            device: weights.device.clone(),
+            dtype,
+            form: weights.form,
+            isa,
+            fingerprint: String::new(),
+        };
+        let mut hash = Sha256::new();
+        hash.update(weights.identity());
+        let (config, kernels, device) = (&model.network.config, model.kernels(), model.device.tag());
+        hash.update(format!("{config:?} {dtype} {kernels} {device} {}", env!("CARGO_PKG_VERSION")));
+        // Half of it is enough to tell models apart, and short enough to read out.
+        model.fingerprint = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Ok(model)
+    }
+
+    pub(crate) fn info(&self, batch_max: u32) -> Info {
+        Info {
+            model: self.name.clone(),
+            context: self.network.config.kv_shape().context,
+            chat: self.template.own(),
+            device: self.device.tag(),
+            dtype: self.dtype.to_string(),
+            batch_max,
+            fingerprint: self.fingerprint.clone(),
+            parameters: self.network.config.parameters(),
+            created: self.created,
+        }
+    }
+
+    /// KV memory for an engine.
+    pub(crate) fn cache(&self, pages: u32) -> candle_core::Result<Cache> {
+        let shape = self.network.config.kv_shape();
+        match self.form {
+            Form::Packed(_) => Cache::for_kernels(shape, pages),
+            Form::Plain => Cache::plain(shape, pages, DType::F32, &self.device),
+        }
+    }
+
+    /// What an engine with these threads computes with.
+    pub(crate) fn compute<'a>(&self, pool: &'a Pool) -> Compute<'a> {
+        match self.form {
+            Form::Packed(_) => Compute::Kernels(self.isa, pool),
+            Form::Plain => Compute::Plain,
+        }
+    }
+
+    /// What computes: the name of a kernel set, or candle.
+    pub(crate) fn kernels(&self) -> String {
+        match self.form {
+            Form::Packed(_) => self.isa.to_string(),
+            Form::Plain => "candle".to_owned(),
+        }
+    }
+
+    pub(crate) fn kv_shape(&self) -> kv::Shape {
+        self.network.config.kv_shape()
+    }
+}
+
+/// A device's name in info and fingerprint.
+trait Tag {
+    fn tag(&self) -> String;
+}
+
+impl Tag for Device {
+    fn tag(&self) -> String {
+        match self.location() {
+            candle_core::DeviceLocation::Cpu => "cpu".into(),
+            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+}
+
+/// The device and form that options ask for.
+fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
+    let dtype = options.dtype.settled();
+    let gpu = match options.device {
+        DeviceChoice::Cpu => return Ok((Device::Cpu, Form::Packed(dtype))),
+        DeviceChoice::Auto if !candle_core::utils::cuda_is_available() => return Ok((Device::Cpu, Form::Packed(dtype))),
+        DeviceChoice::Auto => 0,
+        DeviceChoice::Cuda(gpu) => gpu,
+    };
+    if !cfg!(feature = "cuda") {
+        let message = format!("this build can't use cuda:{gpu}: build with `--features cuda`, or take --device cpu");
+        return Err(LoadError::Device(message));
+    }
+    match Device::new_cuda(gpu) {
+        Ok(_) if dtype != Dtype::F32 => Err(LoadError::Unsupported(format!(
+            "on cuda:{gpu} this version computes in f32 only: take --dtype f32, or --device cpu"
+        ))),
+        Ok(device) => Ok((device, Form::Plain)),
+        // With `auto`, a GPU that is there and does not work is still worth an error: silently slow is worse.
+        Err(error) => {
+            Err(LoadError::Device(format!("cuda:{gpu} can't be used ({error}): check nvidia-smi, or take --device cpu")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

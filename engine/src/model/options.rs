@@ -1,0 +1,124 @@
+//! Where to compute, and with what numbers, as a user says it.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Where to.
+    pub device: DeviceChoice,
+    /// As what.
+    pub dtype: Dtype,
+}
+
+/// Where weights go and steps are computed: `auto`, `cpu`, `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU where this build can use one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+/// What matrices are stored as: `auto`, `f32`, `q8`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// f32: the model's own text.
+    #[default]
+    Auto,
+    /// 32-bit floating point.
+    F32,
+    /// Q8_0: blocks of 32 8-bit numbers with one scale.
+    Q8,
+}
+
+impl Dtype {
+    /// `auto` settled.
+    pub(crate) fn settled(self) -> Dtype {
+        match self {
+            Dtype::Auto | Dtype::F32 => Dtype::F32,
+            Dtype::Q8 => Dtype::Q8,
+        }
+    }
+}
+
+/// A name that is none of these.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is no {what}: take {choices}")]
+pub struct UnknownChoice {
+    what: &'static str,
+    given: String,
+    choices: &'static str,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = UnknownChoice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(DeviceChoice::Cuda)
+                .ok_or_else(|| UnknownChoice { what: "device", given: text.to_owned(), choices: "auto, cpu or cuda:N" }),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(gpu) => write!(f, "cuda:{gpu}"),
+        }
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = UnknownChoice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match text {
+            "auto" => Ok(Dtype::Auto),
+            "f32" => Ok(Dtype::F32),
+            "q8" => Ok(Dtype::Q8),
+            _ => Err(UnknownChoice { what: "dtype", given: text.to_owned(), choices: "auto, f32 or q8" }),
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::Auto => "auto",
+            Dtype::F32 => "f32",
+            Dtype::Q8 => "q8",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_and_printed() {
+        for name in ["auto", "cpu", "cuda:0", "cuda:7"] {
+            assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
+        }
+        for name in ["auto", "f32", "q8"] {
+            assert_eq!(name.parse::<Dtype>().unwrap().to_string(), name);
+        }
+        assert_eq!("gpu".parse::<DeviceChoice>().unwrap_err().to_string(), "\"gpu\" is no device: take auto, cpu or cuda:N");
+        assert!("cuda:x".parse::<DeviceChoice>().is_err());
+        assert!("bf16".parse::<Dtype>().is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! The network by itself: its kernels against candle's operations, and the bits of its logits.
+
+use candle_core::{DType, Device};
+
+use super::{Form, Model};
+use crate::kernels::{Isa, Pool, Segment};
+use crate::kv::{Cache, Pages};
+use crate::{Dtype, Source};
+
+fn load(form: Form, isa: Isa) -> Model {
+    Model::load_as(&Source::bundled(), Device::Cpu, form, isa).expect("the bundled model loads")
+}
+
+fn text() -> Vec<u32> {
+    (0..75u32).map(|i| (i * i * 31 + i * 7) % 4000 + 1).collect()
+}
+
+/// A KV cache and some sequences in it.
+struct Bench<'a> {
+    model: &'a Model,
+    pool: &'a Pool,
+    cache: Cache,
+}
+
+impl<'a> Bench<'a> {
+    fn new(model: &'a Model, pool: &'a Pool) -> Bench<'a> {
+        Bench { model, pool, cache: model.cache(64).unwrap() }
+    }
+
+    /// One step: of each sequence, tokens `from..to` of the text; the logits of all rows.
+    fn step(&mut self, parts: &mut [(&[u32], std::ops::Range<usize>, &mut Pages)]) -> Vec<Vec<f32>> {
+        let mut tokens = Vec::new();
+        for (_, range, pages) in parts.iter_mut() {
+            self.cache.grow(pages, range.end).unwrap();
+        }
+        let mut segments = Vec::new();
+        for (text, range, pages) in parts.iter() {
+            segments.push(Segment { row: tokens.len(), rows: range.len(), position: range.start, pages: &pages.0 });
+            tokens.extend_from_slice(&text[range.clone()]);
+        }
+        let samples: Vec<u32> = (0..tokens.len() as u32).collect();
+        let on = self.model.compute(self.pool);
+        let logits = self.model.network.forward(on, &mut self.cache.storage, &tokens, &segments, &samples).unwrap();
+        logits.chunks(self.model.network.config.vocab_size).map(<[f32]>::to_vec).collect()
+    }
+
+    /// All logits of a text, computed by chunks.
+    fn by(&mut self, text: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+        let mut pages = Pages::default();
+        let mut logits = Vec::new();
+        for start in (0..text.len()).step_by(chunk) {
+            logits.extend(self.step(&mut [(text, start..(start + chunk).min(text.len()), &mut pages)]));
+        }
+        self.cache.release(pages);
+        logits
+    }
+}
+
+/// By bits, so that a difference shows where it is and not eighty thousand numbers.
+fn same(a: &[Vec<f32>], b: &[Vec<f32>], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (position, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: position {position} differs");
+    }
+}
+
+#[test]
+fn a_positions_logits_have_the_same_bits_by_any_chunking_in_any_company_with_any_threads() {
+    let pools = [1, 2, 3].map(|threads| Pool::new(threads).unwrap());
+    let text = text();
+    for isa in Isa::all() {
+        for dtype in [Dtype::F32, Dtype::Q8] {
+            let model = load(Form::Packed(dtype), isa);
+            let whole = Bench::new(&model, &pools[0]).by(&text, text.len());
+            assert!(whole.iter().flatten().all(|logit| logit.is_finite()));
+            for (chunk, pool) in [(1, 1), (2, 2), (7, 0), (16, 1), (33, 2)] {
+                let chunked = Bench::new(&model, &pools[pool]).by(&text, chunk);
+                same(&chunked, &whole, &format!("{isa} {dtype} by {chunk} on {} threads", pool + 1));
+            }
+            // Others before and behind, at other places of other texts, decoding and prefilling.
+            let mut bench = Bench::new(&model, &pools[1]);
+            let other: Vec<u32> = text.iter().rev().copied().collect();
+            let (mut a, mut b, mut c) = (Pages::default(), Pages::default(), Pages::default());
+            bench.step(&mut [(&other, 0..20, &mut a)]);
+            let mut logits = Vec::new();
+            for (turn, start) in (0..text.len()).step_by(5).enumerate() {
+                let mut parts = [
+                    (&other[..], 20 + turn..21 + turn, &mut a),
+                    (&text[..], start..start + 5, &mut b),
+                    (&other[..], turn * 3..turn * 3 + 3, &mut c),
+                ];
+                logits.extend_from_slice(&bench.step(&mut parts)[1..6]);
+            }
+            same(&logits, &whole, &format!("{isa} {dtype} in company"));
+        }
+    }
+}
+
+#[test]
+fn the_kernels_agree_with_candles_operations() {
+    let pool = Pool::new(2).unwrap();
+    let text = text();
+    let plain = load(Form::Plain, Isa::detect());
+    let want = Bench::new(&plain, &pool).by(&text, 19);
+    for isa in Isa::all() {
+        let model = load(Form::Packed(Dtype::F32), isa);
+        let got = Bench::new(&model, &pool).by(&text, 19);
+        let worst = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        assert!(worst < 2e-4, "{isa}: {worst}");
+    }
+}
+
+#[test]
+fn q8_stays_near_f32() {
+    let pool = Pool::new(2).unwrap();
+    let text = text();
+    let f32 = Bench::new(&load(Form::Packed(Dtype::F32), Isa::detect()), &pool).by(&text, 75);
+    let q8 = Bench::new(&load(Form::Packed(Dtype::Q8), Isa::detect()), &pool).by(&text, 75);
+    let softmax = |logits: &[f32]| {
+        let most = logits.iter().fold(f32::MIN, |most, logit| most.max(*logit));
+        let weights: Vec<f64> = logits.iter().map(|logit| f64::from(logit - most).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(move |weight| weight / sum).collect::<Vec<_>>()
+    };
+    let divergence = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+    let mean = f32.iter().zip(&q8).map(|(p, q)| divergence(&softmax(p), &softmax(q))).sum::<f64>() / text.len() as f64;
+    assert!(mean < 0.005, "mean KL divergence {mean}");
+}
+
+#[test]
+fn the_plain_form_runs_on_its_device() {
+    let model = load(Form::Plain, Isa::detect());
+    let cache = model.cache(4).unwrap();
+    let crate::kv::Storage::Plain(layers) = &cache.storage else { panic!("a plain model has plain pages") };
+    assert_eq!((layers.len(), layers[0].0.dims(), layers[0].0.dtype()), (6, &[64, 256][..], DType::F32));
+}
+
+/// A small checkpoint of odd sizes, in a folder.
+fn checkpoint(prefix: &str, tied: bool, change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
+    use super::weights::noise;
+    use candle_core::Tensor;
+    use std::collections::HashMap;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (n, inner, vocabulary) = (48, 100, 4099);
+    let mut tensors: HashMap<String, Tensor> = HashMap::new();
+    let mut add = |name: String, dims: &[usize]| {
+        // Large enough that attention and GELU matter; every tensor by its bare name, so that prefixes change nothing.
+        let values: Vec<f32> = noise(&format!("{}.x", name.trim_start_matches(prefix)), &[dims.iter().product(), 1]);
+        let values: Vec<f32> = values.into_iter().map(|value| value * 10.0).collect();
+        tensors.insert(name, Tensor::from_vec(values, dims, &Device::Cpu).unwrap());
+    };
+    add(format!("{prefix}wte.weight"), &[vocabulary, n]);
+    add(format!("{prefix}wpe.weight"), &[96, n]);
+    for layer in 0..3 {
+        let h = format!("{prefix}h.{layer}");
+        for (name, inputs, columns) in
+            [("attn.c_attn", n, 3 * n), ("attn.c_proj", n, n), ("mlp.c_fc", n, inner), ("mlp.c_proj", inner, n)]
+        {
+            add(format!("{h}.{name}.weight"), &[inputs, columns]);
+            add(format!("{h}.{name}.bias"), &[columns]);
+        }
+        for name in ["ln_1", "ln_2"] {
+            add(format!("{h}.{name}.weight"), &[n]);
+            add(format!("{h}.{name}.bias"), &[n]);
+        }
+        add(format!("{h}.attn.bias"), &[1, 1, 96, 96]);
+    }
+    add(format!("{prefix}ln_f.weight"), &[n]);
+    add(format!("{prefix}ln_f.bias"), &[n]);
+    if !tied {
+        add("lm_head.weight".into(), &[vocabulary, n]);
+    }
+    candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+    let mut config = serde_json::json!({
+        "model_type": "gpt2", "vocab_size": vocabulary, "n_positions": 96, "n_embd": n, "n_layer": 3, "n_head": 2,
+        "n_inner": inner, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-4,
+        "scale_attn_by_inverse_layer_idx": true, "tie_word_embeddings": tied, "eos_token_id": 0,
+    });
+    change(&mut config);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let tokenizer = crate::Folder::Bundled.read("tokenizer.json").unwrap().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    folder
+}
+
+fn load_from(folder: &tempfile::TempDir, form: Form) -> Result<Model, crate::LoadError> {
+    Model::load_as(&Source::from_folder(folder.path()).unwrap(), Device::Cpu, form, Isa::detect())
+}
+
+#[test]
+fn both_styles_of_names_and_a_separate_head_load_and_compute_on_odd_sizes() {
+    let pool = Pool::new(2).unwrap();
+    let text = text();
+    let mut heads = Vec::new();
+    for tied in [true, false] {
+        let bare = load_from(&checkpoint("", tied, |_| ()), Form::Packed(Dtype::F32)).unwrap();
+        let prefixed = checkpoint("transformer.", tied, |_| ());
+        let packed = load_from(&prefixed, Form::Packed(Dtype::F32)).unwrap();
+        let logits = Bench::new(&packed, &pool).by(&text, 10);
+        same(&logits, &Bench::new(&bare, &pool).by(&text, 75), "the prefix");
+        let plain = Bench::new(&load_from(&prefixed, Form::Plain).unwrap(), &pool).by(&text, 32);
+        let worst = logits.iter().flatten().zip(plain.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        assert!(worst < 2e-3, "{worst} at logits of up to {:?}", logits[0].iter().copied().reduce(f32::max));
+        let q8 = load_from(&prefixed, Form::Packed(Dtype::Q8)).unwrap();
+        same(&Bench::new(&q8, &pool).by(&text, 9), &Bench::new(&q8, &pool).by(&text, 1), "odd sizes in q8");
+        heads.push(logits);
+    }
+    assert_ne!(heads[0], heads[1], "a separate head is another head");
+}
+
+#[test]
+fn files_that_do_not_belong_together_are_refused_by_name() {
+    for (key, value, words) in [
+        ("n_inner", 64, "c_fc"),
+        ("n_layer", 4, "h.3."),
+        ("vocab_size", 5000, "wte.weight"),
+        ("n_positions", 128, "wpe.weight"),
+    ] {
+        let folder = checkpoint("", true, |config| config[key] = value.into());
+        let error = load_from(&folder, Form::Packed(Dtype::F32)).unwrap_err().to_string();
+        assert!(error.contains(words), "{key}: {error}");
+    }
+}

@@ -1,0 +1,316 @@
+//! Text to tokens, and tokens to bytes.
+//!
+//! Encoding is Hugging Face's own (the tokenizers crate); decoding is by bytes, because a token need not be whole
+//! characters: [`crate::TextStream`] makes text of them.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use serde_json::Value;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper};
+
+use crate::error::LoadError;
+use crate::folder::Folder;
+
+/// A byte-level BPE tokenizer, as GPT-2 and its descendants have it.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Token id to the bytes that it stands for: `bytes[starts[id]..starts[id + 1]]`.
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+    /// The token of each single byte.
+    by_byte: [Option<u32>; 256],
+    eos: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json, or else vocab.json and merges.txt.
+    pub fn open(folder: &Folder) -> Result<Self, LoadError> {
+        let inner = match folder.read_json("tokenizer.json")? {
+            // Read as JSON first, because the crate panics on a file that ends within its decoder.
+            Some(json) => {
+                let refused = |source: serde_json::Error| LoadError::Tokenizer {
+                    path: folder.show("tokenizer.json"),
+                    source: source.into(),
+                };
+                serde_json::from_value(json).map_err(refused)?
+            }
+            None => from_vocabulary(folder)?,
+        };
+        Self::build(folder, inner)
+    }
+
+    fn build(folder: &Folder, mut inner: tokenizers::Tokenizer) -> Result<Self, LoadError> {
+        if !inner.get_decoder().is_some_and(is_byte_level) {
+            return Err(LoadError::Unsupported(format!(
+                "the tokenizer in {folder} is not byte-level BPE, the only kind that this version knows: use a model of the \
+                 GPT-2 family"
+            )));
+        }
+        // A prompt is never cut or padded behind its author's back; what is too long is refused with figures.
+        inner.with_truncation(None).map_err(|source| LoadError::Tokenizer { path: folder.show("tokenizer.json"), source })?;
+        inner.with_padding(None);
+
+        let vocabulary = inner.get_vocab(true);
+        let size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        // Ids are dense in every real tokenizer; one that is not must not make us reserve gigabytes.
+        if size > vocabulary.len().saturating_mul(4).max(1 << 20) {
+            let message = format!("{} tokens have ids up to {size}; ids should be dense", vocabulary.len());
+            return Err(LoadError::Invalid { path: folder.show("tokenizer.json"), message });
+        }
+        let added = inner.get_added_tokens_decoder();
+        let mut by_id: Vec<&str> = vec![""; size];
+        for (token, &id) in &vocabulary {
+            by_id[id as usize] = token;
+        }
+        let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(size + 1));
+        for (id, token) in by_id.iter().enumerate() {
+            starts.push(bytes.len() as u32);
+            match added.get(&(id as u32)) {
+                Some(added) if added.special => {}
+                // As the byte-level decoder has it: a token with a character outside the alphabet stands for itself.
+                _ => match token.chars().map(|c| CHAR_BYTES.get(&c).copied()).collect::<Option<Vec<u8>>>() {
+                    Some(own) => bytes.extend(own),
+                    None => bytes.extend(token.as_bytes()),
+                },
+            }
+        }
+        starts.push(bytes.len() as u32);
+        let eos = read_eos(folder, &inner)?;
+        let mut by_byte = [None; 256];
+        for (character, &byte) in CHAR_BYTES.iter() {
+            by_byte[usize::from(byte)] = inner.token_to_id(character.encode_utf8(&mut [0; 4]));
+        }
+        Ok(Tokenizer { inner, bytes, starts, by_byte, eos })
+    }
+
+    /// The tokens of a text, as Hugging Face's tokenizer gives them: special tokens are recognised where the text spells
+    /// them.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        match self.inner.encode_fast(text, true) {
+            Ok(encoding) => encoding.get_ids().to_vec(),
+            // Only a splitting pattern that gives up on a pathological text fails; byte by byte is the same text.
+            Err(_) => text.bytes().filter_map(|byte| self.byte_token(byte)).collect(),
+        }
+    }
+
+    /// The bytes that a token stands for, which need not be whole characters; empty for special and unknown tokens.
+    pub fn token_bytes(&self, token: u32) -> &[u8] {
+        let id = token as usize;
+        match (self.starts.get(id), self.starts.get(id + 1)) {
+            (Some(&start), Some(&end)) => &self.bytes[start as usize..end as usize],
+            _ => &[],
+        }
+    }
+
+    /// One more than the highest id. A model's head may have more rows, never fewer.
+    pub fn vocabulary(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The tokens that end a text.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The token of a single byte.
+    pub fn byte_token(&self, byte: u8) -> Option<u32> {
+        self.by_byte[usize::from(byte)]
+    }
+
+    /// The id of a token by its text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+/// The character by which a byte-level vocabulary writes each byte, inverted (`bytes_to_unicode` in OpenAI's
+/// gpt-2/src/encoder.py): printable Latin-1 stands for itself, the other bytes for U+0100 and up in order.
+static CHAR_BYTES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut shifted = ('\u{100}'..).take((0..=255).filter(|&byte| !printable(byte)).count());
+    (0..=255)
+        .map(|byte| match printable(byte) {
+            true => (char::from(byte), byte),
+            false => (shifted.next().expect("one for each unprintable byte"), byte),
+        })
+        .collect()
+});
+
+fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(is_byte_level),
+        _ => false,
+    }
+}
+
+/// GPT-2's tokenizer from the files that OpenAI published: `{"token": id}`, and a pair per line in order of rank.
+fn from_vocabulary(folder: &Folder) -> Result<tokenizers::Tokenizer, LoadError> {
+    let hint = "copy tokenizer.json beside config.json, or vocab.json and merges.txt";
+    let missing = |name: &str| LoadError::Missing { path: folder.show(name), hint };
+    let (vocab, merges) = match (folder.read_json("vocab.json")?, folder.read_text("merges.txt")?) {
+        (None, None) => return Err(missing("tokenizer.json")),
+        (None, _) => return Err(missing("vocab.json")),
+        (_, None) => return Err(missing("merges.txt")),
+        (Some(vocab), Some(merges)) => (vocab, merges),
+    };
+    let invalid = |name: &str, message: String| LoadError::Invalid { path: folder.show(name), message };
+    let vocab: HashMap<String, u32> = serde_json::from_value(vocab)
+        .map_err(|error| invalid("vocab.json", format!("should map tokens to ids ({error}); fetch it again")))?;
+    let mut pairs: Merges = Vec::new();
+    for (number, line) in merges.lines().enumerate() {
+        // The first line may be a version comment; no rank is a single word, and none is empty.
+        if line.is_empty() || number == 0 && line.starts_with("#version") {
+            continue;
+        }
+        let pair = line.split_once(' ').filter(|(_, right)| !right.contains(' '));
+        let Some((left, right)) = pair else {
+            let message = format!("line {} should be two tokens with a space between; fetch it again", number + 1);
+            return Err(invalid("merges.txt", message));
+        };
+        pairs.push((left.into(), right.into()));
+    }
+    let refused = |source| LoadError::Tokenizer { path: folder.show("vocab.json"), source };
+    let specials: Vec<&str> = ["<|endoftext|>"].into_iter().filter(|token| vocab.contains_key(*token)).collect();
+    let model = BPE::builder().vocab_and_merges(vocab.into_iter().collect::<Vocab>(), pairs).build().map_err(refused)?;
+    let mut inner = tokenizers::Tokenizer::new(ModelWrapper::BPE(model));
+    inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    inner.with_decoder(Some(ByteLevel::default()));
+    inner.add_special_tokens(specials.into_iter().map(|token| AddedToken::from(token, true))).map_err(refused)?;
+    Ok(inner)
+}
+
+/// The union of what generation_config.json, config.json and tokenizer_config.json call the end: fine-tunes often correct
+/// only one of them.
+fn read_eos(folder: &Folder, inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, LoadError> {
+    let mut eos = Vec::new();
+    for name in ["generation_config.json", "config.json"] {
+        let Some(config) = folder.read_json(name)? else { continue };
+        match config.get("eos_token_id") {
+            Some(Value::Array(ids)) => eos.extend(ids.iter().filter_map(as_id)),
+            Some(id) => eos.extend(as_id(id)),
+            None => {}
+        }
+    }
+    if let Some(config) = folder.read_json("tokenizer_config.json")? {
+        let text = config.get("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+        eos.extend(text.and_then(|text| inner.token_to_id(text)));
+    }
+    if eos.is_empty() {
+        eos.extend(inner.token_to_id("<|endoftext|>"));
+    }
+    eos.sort_unstable();
+    eos.dedup();
+    Ok(eos)
+}
+
+fn as_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(files: &[(&str, &str)]) -> Result<Tokenizer, LoadError> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        Tokenizer::open(&Folder::from(folder.path()))
+    }
+
+    fn refused(files: &[(&str, &str)]) -> String {
+        match open(files) {
+            Ok(_) => panic!("should be refused"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn tokens_give_back_the_bytes_of_their_text() {
+        let tokenizer = Tokenizer::open(&Folder::Bundled).unwrap();
+        for text in ["Once upon a time", " é😀\u{0}\n\t", "", "مرحبا 日本"] {
+            let bytes: Vec<u8> = tokenizer.encode(text).iter().flat_map(|&token| tokenizer.token_bytes(token)).copied().collect();
+            assert_eq!(bytes, text.as_bytes());
+        }
+        assert_eq!(tokenizer.vocabulary(), 4096);
+        assert_eq!(tokenizer.eos(), [0]);
+        assert_eq!(tokenizer.token_bytes(0), b"");
+        assert_eq!(tokenizer.token_bytes(u32::MAX), b"");
+        assert_eq!(tokenizer.encode("<|endoftext|>"), [0]);
+    }
+
+    #[test]
+    fn the_byte_alphabet_is_a_bijection() {
+        let mut bytes: Vec<u8> = CHAR_BYTES.values().copied().collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert_eq!((CHAR_BYTES[&'Ġ'], CHAR_BYTES[&'Ċ'], CHAR_BYTES[&'!']), (b' ', b'\n', b'!'));
+    }
+
+    #[test]
+    fn absurdly_long_runs_are_encoded_whole() {
+        let tokenizer = Tokenizer::open(&Folder::Bundled).unwrap();
+        for text in [" ".repeat(200_000) + "x", "a".repeat(200_000), "\n".repeat(100_000), "é ".repeat(100_000)] {
+            let bytes: Vec<u8> =
+                tokenizer.encode(&text).iter().flat_map(|&token| tokenizer.token_bytes(token)).copied().collect();
+            assert!(bytes == text.as_bytes(), "{} bytes of {}", bytes.len(), text.len());
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(refused(&[]).contains("tokenizer.json is missing"));
+        assert!(refused(&[("vocab.json", "{}")]).contains("merges.txt is missing"));
+        assert!(refused(&[("merges.txt", "")]).contains("vocab.json is missing"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        assert!(refused(&[("tokenizer.json", "{")]).contains("tokenizer.json is not valid JSON"));
+        assert!(refused(&[("tokenizer.json", "{}")]).contains("tokenizer.json is no tokenizer"));
+        assert!(refused(&[("vocab.json", "[1]"), ("merges.txt", "")]).contains("vocab.json: should map tokens to ids"));
+        assert!(refused(&[("vocab.json", r#"{"a": 0}"#), ("merges.txt", "a\n")]).contains("merges.txt: line 1"));
+        assert!(refused(&[("vocab.json", r#"{"a": 0}"#), ("merges.txt", "a b\n")]).contains("is no tokenizer"));
+        assert!(refused(&[("vocab.json", r#"{"a": 4000000000}"#), ("merges.txt", "")]).contains("dense"));
+        let words = r#"{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}"#;
+        assert!(refused(&[("tokenizer.json", words)]).contains("byte-level BPE"));
+    }
+
+    #[test]
+    fn the_end_of_text_is_the_union_of_what_the_files_say() {
+        let files = [
+            ("vocab.json", r#"{"a": 0, "<|endoftext|>": 1, "<|im_end|>": 2}"#),
+            ("merges.txt", "#version: 0.2\n"),
+            ("config.json", r#"{"eos_token_id": 1}"#),
+            ("generation_config.json", r#"{"eos_token_id": [1, 2]}"#),
+            ("tokenizer_config.json", r#"{"eos_token": {"content": "a"}}"#),
+        ];
+        assert_eq!(open(&files).unwrap().eos(), [0, 1, 2]);
+        assert_eq!(open(&files[..2]).unwrap().eos(), [1]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn mutilated_files_never_panic(cut in 0usize..20_000, at in 0usize..20_000, byte in proptest::prelude::any::<u8>()) {
+            // A small tokenizer: the first hundred tokens of GPT-2's alphabet.
+            let mut bytes = SMALL.as_bytes().to_vec();
+            let place = at % bytes.len();
+            bytes[place] = byte;
+            bytes.truncate(bytes.len().min(cut.max(1)));
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("tokenizer.json"), &bytes).unwrap();
+            if let Ok(tokenizer) = Tokenizer::open(&Folder::from(folder.path())) {
+                for token in tokenizer.encode("ab ba <|e|> \u{e9}") {
+                    tokenizer.token_bytes(token);
+                }
+            }
+        }
+    }
+
+    const SMALL: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":4,"content":"<|e|>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},"post_processor":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":false,"use_regex":true},"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{"a":0,"b":1,"ab":2,"Ġ":3,"<|e|>":4},"merges":[["a","b"]]}}"#;
+}

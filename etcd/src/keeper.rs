@@ -1,0 +1,179 @@
+//! The task behind a registration: renews the lease, looks that the key is still ours, registers again when it is not.
+//!
+//! It never gives up: a lost lease is a hint, never a death, and a registry that is gone comes back.
+
+use std::{sync::Arc, time::Duration};
+
+use banyan_proto::NodeName;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    CallError, MoveError, RegisterError, Registry, View,
+    backoff::Backoff,
+    enrol::{self, Enrolled, Occasion},
+    lease::{Lease, Renewal},
+};
+
+/// A wish for another parent.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub(crate) parent: NodeName,
+    pub(crate) reply: oneshot::Sender<Result<(), MoveError>>,
+}
+
+pub(crate) struct Keeper {
+    registry: Registry,
+    /// None between losing one lease and being granted the next.
+    lease: Option<Lease>,
+    renewed: Instant,
+    entry: watch::Sender<Enrolled>,
+    registered: watch::Sender<bool>,
+    moves: mpsc::Receiver<Move>,
+    backoff: Backoff,
+    next: Instant,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        registry: Registry,
+        lease: Lease,
+        entry: watch::Sender<Enrolled>,
+        registered: watch::Sender<bool>,
+        moves: mpsc::Receiver<Move>,
+    ) -> Self {
+        let next = Instant::now() + lease.ttl() / 3;
+        let (renewed, backoff) = (Instant::now(), Backoff::while_unavailable());
+        Keeper { registry, lease: Some(lease), renewed, entry, registered, moves, backoff, next }
+    }
+
+    /// Keeps the registration until `leave`, then gives it back.
+    pub(crate) async fn run(mut self, leave: CancellationToken) {
+        leave.run_until_cancelled(self.keep()).await;
+        self.registered.send_replace(false);
+        if let Some(lease) = self.lease.take() {
+            lease.revoke().await;
+        }
+    }
+
+    async fn keep(&mut self) {
+        let mut view = self.registry.watch();
+        loop {
+            let entry = self.entry.borrow().clone();
+            tokio::select! {
+                Some(wish) = self.moves.recv() => {
+                    let moved = self.change_parent(wish.parent).await;
+                    // Whoever asked may have gone.
+                    let _ = wish.reply.send(moved);
+                }
+                () = tokio::time::sleep_until(self.next) => self.tend().await,
+                // The next renewal would notice too; this is sooner.
+                () = vanished(&mut view, &entry) => self.tend().await,
+            }
+        }
+    }
+
+    async fn tend(&mut self) {
+        let wait = match self.try_to_tend().await {
+            Ok(ttl) => {
+                self.backoff.reset();
+                // Two renewals may fail and the third still comes in time.
+                ttl / 3
+            }
+            Err(error) => {
+                let name = self.entry.borrow().member.name.clone();
+                debug!(%name, %error, "could not keep the registration");
+                self.backoff.next()
+            }
+        };
+        self.next = Instant::now() + wait;
+    }
+
+    /// Renews the lease, and registers again if the registry lost it or its keys. Returns the lease's time to live.
+    async fn try_to_tend(&mut self) -> Result<Duration, RegisterError> {
+        let unavailable = |registry: &Registry, error: CallError| registry.unavailable(error);
+        if let Some(lease) = &self.lease {
+            match lease.renew().await {
+                Ok(()) => {
+                    self.renewed = Instant::now();
+                    let (ttl, id) = (lease.ttl(), lease.id());
+                    let member = self.entry.borrow().member.clone();
+                    let held = enrol::is_held(&self.registry, &member, id).await;
+                    if held.map_err(|error| unavailable(&self.registry, error))? {
+                        self.tell(true);
+                        return Ok(ttl);
+                    }
+                }
+                Err(Renewal::Gone) => {
+                    if let Some(lease) = self.lease.take() {
+                        lease.is_gone();
+                    }
+                }
+                Err(Renewal::Failed(error)) => {
+                    if self.renewed.elapsed() > lease.ttl() {
+                        self.tell(false);
+                    }
+                    return Err(unavailable(&self.registry, error));
+                }
+            }
+        }
+        self.tell(false);
+        let lease = match self.lease.take() {
+            Some(lease) => lease,
+            None => Lease::grant(&self.registry).await.map_err(|error| unavailable(&self.registry, error))?,
+        };
+        let (ttl, id) = (lease.ttl(), lease.id());
+        self.lease = Some(lease);
+        let member = self.entry.borrow().member.clone();
+        let enrolled = enrol::enrol(&self.registry, &member, id, Occasion::Return).await.inspect_err(|error| {
+            if let RegisterError::Taken { .. } | RegisterError::TreeTaken { .. } | RegisterError::Cycle { .. } = error {
+                warn!(name = %member.name, %error, "can't register again");
+            }
+        })?;
+        self.renewed = Instant::now();
+        info!(name = %member.name, incarnation = enrolled.member.incarnation, "registered again");
+        self.entry.send_replace(enrolled);
+        self.tell(true);
+        Ok(ttl)
+    }
+
+    async fn change_parent(&mut self, parent: NodeName) -> Result<(), MoveError> {
+        let mut member = self.entry.borrow().member.clone();
+        if member.parent.is_none() {
+            return Err(MoveError::Root(member.name));
+        }
+        let Some(lease) = self.lease.as_ref().filter(|_| *self.registered.borrow()) else {
+            return Err(MoveError::Unregistered(member.name));
+        };
+        member.parent = Some(parent);
+        let enrolled = enrol::enrol(&self.registry, &member, lease.id(), Occasion::Move).await?;
+        info!(name = %member.name, parent = ?enrolled.member.parent, "moved");
+        self.entry.send_replace(enrolled);
+        Ok(())
+    }
+
+    fn tell(&self, registered: bool) {
+        self.registered.send_if_modified(|told| std::mem::replace(told, registered) != registered);
+    }
+}
+
+/// Waits until the view shows that the entry is not in the registry any more, or is another's.
+async fn vanished(view: &mut watch::Receiver<Arc<View>>, entry: &Enrolled) {
+    let gone = |view: &View| {
+        let seen = view.members.get(&entry.member.name);
+        view.live && view.revision > entry.revision && seen.is_none_or(|seen| seen.incarnation != entry.member.incarnation)
+    };
+    loop {
+        if view.changed().await.is_err() {
+            // The watcher has ended, and with it what this could notice.
+            return std::future::pending().await;
+        }
+        if gone(&view.borrow_and_update()) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! The node's one task: it owns router, ledger and engine, is told what happens by links and services, and does what
+//! the pure parts decide. It never waits for a peer: whoever can't keep up with a bounded channel loses its link.
+
+mod desk;
+mod input;
+mod work;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use banyan_engine as engine;
+use banyan_proto::{NodeName, QueryId, v1};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant as Deadline, MissedTickBehavior, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, WhyFound};
+use self::{desk::Desk, work::Work};
+use crate::{
+    capacity::Capacity,
+    config::Config,
+    journal::{Fact, Journal},
+    ledger,
+    recording::{Record, Recording},
+    router::{self, Router},
+    translate,
+};
+
+/// Inputs that wait for the task: a burst of every peer at once. Beyond, senders wait, and so does their TCP.
+const INBOX: usize = 4096;
+/// Inputs handled before their results are flushed: what comes together leaves together, in one frame.
+const BATCH: usize = 256;
+/// Reports of room that did not open or close anything are sent at most that often.
+const REPORT_INTERVAL: Duration = Duration::from_millis(20);
+/// The ledger's time-outs are seconds; a tenth is fine enough.
+const TICK: Duration = Duration::from_millis(100);
+/// Messages to one peer that wait for its stream; a peer that is further behind than that is gone for all we know.
+pub(crate) const OUTBOX: usize = 8192;
+
+/// The task's state. See the module.
+pub(crate) struct Core {
+    name: NodeName,
+    started: Instant,
+    router: Router,
+    recording: Option<Recording>,
+    journal: Journal,
+    engine: Option<Work>,
+    /// Roots only.
+    desk: Option<Desk>,
+    children: HashMap<NodeName, Child>,
+    uplink: Option<Uplink>,
+    ancestry: v1::Ancestry,
+    report: Option<Vec<Capacity>>,
+    report_at: Option<Deadline>,
+    /// Inspections sent down, by number.
+    inspections: HashMap<u64, oneshot::Sender<v1::Inspected>>,
+    inspection: u64,
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+struct Child {
+    link: u64,
+    address: String,
+    nodes: u32,
+    to: mpsc::Sender<v1::Down>,
+}
+
+struct Uplink {
+    link: u64,
+    parent: NodeName,
+    received: u64,
+    to: mpsc::Sender<v1::Up>,
+}
+
+impl Core {
+    /// Starts the task. `epoch` is the reign's number, for a root; `killed` ends it without a word to anybody.
+    pub(crate) fn spawn(
+        config: &Config,
+        engine: Option<(engine::Engine, mpsc::Receiver<engine::Step>)>,
+        epoch: Option<u64>,
+        killed: CancellationToken,
+    ) -> Handle {
+        let settings = router::Settings {
+            name: config.name.clone(),
+            routing: config.routing,
+            engine: engine.as_ref().map(|(engine, _)| engine_settings(config, engine.info())),
+        };
+        let (work, steps) = match engine {
+            Some((engine, steps)) => (Some(Work::new(engine)), Some(steps)),
+            None => (None, None),
+        };
+        let desk = epoch.map(|epoch| {
+            let eager = config.routing == crate::Routing::Classic;
+            Desk::new(ledger::Settings { epoch, eager, lanes: config.lanes })
+        });
+        if let Some(recording) = &config.recording {
+            recording.push(Record::RouterStarted { settings: settings.clone() });
+            if let Some(desk) = &desk {
+                recording.push(Record::LedgerStarted { settings: desk.ledger.settings().clone() });
+            }
+        }
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        // Bounded by the live queries of the root: each leaves once.
+        let (leavers, left) = mpsc::unbounded_channel();
+        let core = Core {
+            name: config.name.clone(),
+            started: Instant::now(),
+            router: Router::new(settings),
+            recording: config.recording.clone(),
+            journal: Journal::new(),
+            engine: work,
+            desk,
+            children: HashMap::new(),
+            uplink: None,
+            ancestry: v1::Ancestry { ancestors: Vec::new(), epoch: epoch.unwrap_or(0) },
+            report: None,
+            report_at: None,
+            inspections: HashMap::new(),
+            inspection: 0,
+            stopping: None,
+        };
+        tokio::spawn(core.run(inputs, steps, left, killed));
+        Handle { inbox, leavers }
+    }
+
+    async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        steps: Option<mpsc::Receiver<engine::Step>>,
+        mut left: mpsc::UnboundedReceiver<QueryId>,
+        killed: CancellationToken,
+    ) {
+        // A root has no engine: its channel stays silent.
+        let (_silent, silence) = mpsc::channel(1);
+        let mut steps = steps.unwrap_or(silence);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let report_at = self.report_at;
+            tokio::select! {
+                count = inputs.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    for input in batch.drain(..) {
+                        self.input(input);
+                    }
+                }
+                Some(step) = steps.recv() => self.step(step),
+                Some(id) = left.recv() => self.client_left(id),
+                () = killed.cancelled() => return,
+                _ = tick.tick(), if self.desk.is_some() => self.tick(),
+                () = sleep_until(report_at.unwrap_or_else(Deadline::now)), if report_at.is_some() => self.send_report(),
+            }
+            self.flush();
+            if let Some(stopped) = self.stopping.take() {
+                self.shut_down();
+                // Fails only when whoever asked has gone, and then nobody wants to know.
+                let _ = stopped.send(());
+                return;
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::ChildAttached(link) => self.child_attached(link),
+            Input::ChildReport { child, link, report } => self.child_report(child, link, report),
+            Input::ChildGone { child, link } => {
+                if self.children.get(&child).is_some_and(|known| known.link == link) {
+                    self.children.remove(&child);
+                    self.route(router::Event::ChildLeft { child });
+                }
+            }
+            Input::Inspected { inspected } => {
+                if let Some(reply) = self.inspections.remove(&inspected.number) {
+                    // Fails when the asker's patience ended first.
+                    let _ = reply.send(inspected);
+                }
+            }
+            Input::Attached(attached) => self.attached(attached),
+            Input::Detached { link } => {
+                if self.uplink.as_ref().is_some_and(|uplink| uplink.link == link) {
+                    self.uplink = None;
+                    self.set_ancestry(v1::Ancestry::default());
+                }
+            }
+            Input::Ancestry { link, ancestry } => {
+                if self.uplink.as_ref().is_some_and(|uplink| uplink.link == link) {
+                    self.set_ancestry(ancestry);
+                }
+            }
+            Input::Query { link, query } => self.query(link, query),
+            Input::RootConnected { to } => self.root_connected(to),
+            Input::RootLost => self.root_lost(),
+            Input::Control(control) => self.control(control),
+            Input::Ask(ask) => self.ask(ask),
+            Input::HolderJoined(link) => self.holder_joined(link),
+            Input::HolderGone { stream } => self.holder_gone(stream),
+            Input::Frame { stream, frame } => self.frame(stream, frame),
+            Input::AskChildren { inspection, reply } => self.ask_children(inspection, reply),
+            Input::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+            Input::Log { last, reply } => {
+                let _ = reply.send((self.journal.last(last as usize), self.journal.follow()));
+            }
+            Input::Why { id, reply } => {
+                let _ = reply.send(self.desk.as_ref().map(|desk| desk.why(&id)));
+            }
+            Input::Note(text) => self.journal.push(Fact::Note(text)),
+            Input::Stop(stopped) => self.stopping = Some(stopped),
+        }
+    }
+
+    // ---- The pure parts
+
+    /// Tells the router, and does what it decides.
+    fn route(&mut self, event: router::Event) {
+        self.route_with(event, None);
+    }
+
+    fn route_with(&mut self, event: router::Event, query: Option<v1::Query>) {
+        let actions = self.router.handle(event.clone());
+        if let Some(recording) = &self.recording {
+            recording.push(Record::Router { event: event.clone(), actions: actions.clone() });
+        }
+        let mut query = query;
+        for action in &actions {
+            self.act(action, &mut query);
+        }
+        self.journal.push(Fact::Router(event, actions));
+    }
+
+    fn act(&mut self, action: &router::Action, query: &mut Option<v1::Query>) {
+        use router::Action;
+        match action {
+            Action::Report { capacity, urgent } => self.note_report(capacity.clone(), *urgent),
+            Action::Forward { id, child, choice } => {
+                let Some(query) = query.take() else { return };
+                self.forward(*id, child, *choice, query);
+            }
+            Action::Refuse { id, because } if self.desk.is_some() => {
+                tracing::debug!(query = %id, ?because, "bounced");
+                if let Some(attempt) = query.take().and_then(|query| query.header).and_then(|header| header.attempt) {
+                    self.ledger(ledger::Event::Bounced { id: *id, attempt: attempt.into() }, None);
+                }
+            }
+            Action::Execute { .. }
+            | Action::Queue { .. }
+            | Action::Refuse { .. }
+            | Action::Return { .. }
+            | Action::Abort { .. }
+            | Action::Drop { .. } => {
+                let ended = match &mut self.engine {
+                    Some(work) => work.act(&self.name, action, query.take()),
+                    None => None,
+                };
+                if let Some(id) = ended {
+                    self.route(router::Event::Ended { id });
+                }
+            }
+        }
+    }
+
+    /// Tells the ledger, and does what it decides. `at_hand` is the message that the event was read from.
+    fn ledger(&mut self, event: ledger::Event, at_hand: Option<v1::part::Kind>) {
+        let now = self.now();
+        let Some(desk) = &mut self.desk else { return };
+        let actions = desk.ledger.handle(now, event.clone());
+        if let Some(recording) = &self.recording {
+            recording.push(Record::Ledger { now, event: event.clone(), actions: actions.clone() });
+        }
+        let mut at_hand = at_hand;
+        for action in &actions {
+            let Some(desk) = &mut self.desk else { return };
+            if let ledger::Action::Send { ticket, why } = action {
+                let query = desk.query(&self.name, ticket, *why, now);
+                self.route_with(router::Event::Arrived(ticket.clone()), query);
+            } else {
+                desk.act(action, &mut at_hand);
+            }
+        }
+        self.journal.push(Fact::Ledger(event, actions));
+    }
+
+    /// Microseconds since the node started.
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
+    fn tick(&mut self) {
+        self.ledger(ledger::Event::Tick, None);
+        let Some(desk) = &mut self.desk else { return };
+        for id in desk.stalled_clients() {
+            self.journal.push(Fact::Note(format!("query {id} cut off, its client reads nothing")));
+            self.client_left(id);
+        }
+    }
+
+    fn client_left(&mut self, id: QueryId) {
+        self.ledger(ledger::Event::ClientLeft { id }, None);
+        if let Some(desk) = &mut self.desk {
+            desk.forget(&id);
+        }
+    }
+
+    // ---- Children
+
+    fn child_attached(&mut self, link: ChildLink) {
+        let event = router::Event::ChildJoined { child: link.name.clone() };
+        let child = Child { link: link.link, address: link.address, nodes: 0, to: link.to };
+        // Fails only when the child has gone again, which its link will say.
+        let _ = child.to.try_send(ancestry_down(self.ancestry_for_children()));
+        self.children.insert(link.name, child);
+        self.route(event);
+    }
+
+    fn child_report(&mut self, child: NodeName, link: u64, report: v1::Report) {
+        let Some(known) = self.children.get_mut(&child).filter(|known| known.link == link) else { return };
+        known.nodes = report.nodes;
+        let capacity = report.capacity.into_iter().map(translate::capacity).collect();
+        self.route(router::Event::ChildReported { child, received: report.received, capacity });
+    }
+
+    fn forward(&mut self, id: QueryId, child: &NodeName, choice: router::Choice, mut query: v1::Query) {
+        let Some(link) = self.children.get(child) else { return };
+        if self.desk.is_none()
+            && let Some(header) = &mut query.header
+        {
+            // The root wrote its own hop when it sent the query.
+            let reason = translate::reason_of_choice(choice).into();
+            header.trail.push(v1::Hop { node: self.name.to_string(), reason, spent_us: 0 });
+        }
+        if link.to.try_send(v1::Down { kind: Some(v1::down::Kind::Query(query)) }).is_err() {
+            // Nobody will say to hold it, so the root sends it again; the link's end takes the child from the router.
+            tracing::warn!(query = %id, %child, "link can't take a query, cut");
+            self.cut_child(child.clone());
+        }
+    }
+
+    fn cut_child(&mut self, child: NodeName) {
+        // Dropping the sender ends the stream; the child attaches again.
+        if self.children.remove(&child).is_some() {
+            self.route(router::Event::ChildLeft { child });
+        }
+    }
+
+    fn ask_children(&mut self, inspection: v1::inspection::Kind, reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>>) {
+        self.inspections.retain(|_, waiting| !waiting.is_closed());
+        let target = input::target_of(&inspection);
+        let mut waiting = Vec::new();
+        for (name, child) in &self.children {
+            self.inspection += 1;
+            let (sender, receiver) = oneshot::channel();
+            let down = v1::Inspection { number: self.inspection, target: target.clone(), kind: Some(inspection.clone()) };
+            if child.to.try_send(v1::Down { kind: Some(v1::down::Kind::Inspection(down)) }).is_ok() {
+                self.inspections.insert(self.inspection, sender);
+                waiting.push((name.clone(), receiver));
+            }
+        }
+        let _ = reply.send(waiting);
+    }
+
+    // ---- Parent
+
+    fn attached(&mut self, attached: Attached) {
+        self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
+        self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
+        self.set_ancestry(attached.ancestry);
+        self.report = Some(self.router.capacity());
+        self.send_report();
+    }
+
+    fn set_ancestry(&mut self, ancestry: v1::Ancestry) {
+        if self.ancestry == ancestry {
+            return;
+        }
+        self.ancestry = ancestry;
+        let down = self.ancestry_for_children();
+        for child in self.children.values() {
+            let _ = child.to.try_send(ancestry_down(down.clone()));
+        }
+    }
+
+    fn ancestry_for_children(&self) -> v1::Ancestry {
+        // The child knows our address: it dialled it. `0` as the epoch says that there is no way to the root now.
+        let us = v1::Ancestor { name: self.name.to_string(), address: String::new() };
+        let ancestors = std::iter::once(us).chain(self.ancestry.ancestors.iter().cloned()).collect();
+        v1::Ancestry { ancestors, epoch: self.ancestry.epoch }
+    }
+
+    fn note_report(&mut self, capacity: Vec<Capacity>, urgent: bool) {
+        if let Some(desk) = &mut self.desk {
+            desk.room_changed = true;
+            return;
+        }
+        self.report = Some(capacity);
+        if urgent {
+            self.report_at = Some(Deadline::now());
+        } else {
+            self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
+        }
+    }
+
+    fn send_report(&mut self) {
+        self.report_at = None;
+        let Some(capacity) = self.report.take() else { return };
+        let nodes = 1 + self.children.values().map(|child| child.nodes).sum::<u32>();
+        let Some(uplink) = &self.uplink else { return };
+        let capacity = capacity.iter().map(translate::capacity_to_wire).collect();
+        let report = v1::Report { received: uplink.received, capacity, nodes };
+        if uplink.to.try_send(v1::Up { kind: Some(v1::up::Kind::Report(report)) }).is_err() {
+            self.uplink = None;
+        }
+    }
+
+    fn query(&mut self, link: u64, query: v1::Query) {
+        if let Some(uplink) = self.uplink.as_mut().filter(|uplink| uplink.link == link) {
+            uplink.received += 1;
+            // The parent counts this query against our last report until the next one says that it came.
+            if self.report.is_none() {
+                self.report = Some(self.router.capacity());
+                self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
+            }
+        }
+        match query.header.as_ref().and_then(translate::ticket) {
+            Some(ticket) => self.route_with(router::Event::Arrived(ticket), Some(query)),
+            None => tracing::warn!(node = %self.name, "a query without a readable header came down the link"),
+        }
+    }
+
+    // ---- Engine and root, as the node sees them
+
+    fn step(&mut self, step: engine::Step) {
+        let Some(work) = &mut self.engine else { return };
+        for id in work.step(step) {
+            self.route(router::Event::Ended { id });
+        }
+    }
+
+    fn root_connected(&mut self, to: mpsc::Sender<v1::Delivery>) {
+        let Some(work) = &mut self.engine else { return };
+        work.connected(to);
+        self.route(router::Event::Connected(true));
+    }
+
+    fn root_lost(&mut self) {
+        let Some(work) = &mut self.engine else { return };
+        work.disconnected();
+        self.route(router::Event::Connected(false));
+    }
+
+    fn control(&mut self, control: v1::Control) {
+        let event = match &control.kind {
+            Some(v1::control::Kind::Cancel(query)) => {
+                translate::read_reference(query).map(|(id, attempt)| router::Event::Cancelled { id, attempt })
+            }
+            Some(v1::control::Kind::Recall(query)) => {
+                translate::read_reference(query).map(|(id, attempt)| router::Event::Recalled { id, attempt })
+            }
+            Some(v1::control::Kind::Welcome(_)) | None => None,
+        };
+        if let Some(event) = event {
+            self.route(event);
+        }
+    }
+
+    // ---- The root's desk
+
+    fn ask(&mut self, ask: Ask) {
+        let Some(desk) = &mut self.desk else { return };
+        if let Some(asked) = desk.accept(ask) {
+            self.ledger(ledger::Event::Asked(asked), None);
+        }
+    }
+
+    fn holder_joined(&mut self, link: HolderLink) {
+        let Some(desk) = &mut self.desk else { return };
+        desk.holder_joined(link);
+    }
+
+    fn holder_gone(&mut self, stream: u64) {
+        let Some(desk) = &mut self.desk else { return };
+        if desk.holder_gone(stream) {
+            self.ledger(ledger::Event::HolderLost { stream }, None);
+        }
+    }
+
+    fn frame(&mut self, stream: u64, frame: v1::Frame) {
+        for part in frame.parts {
+            let Some(desk) = &mut self.desk else { return };
+            if let Some((event, kind)) = desk.read(stream, part) {
+                self.ledger(event, kind);
+            }
+        }
+    }
+
+    /// What came together leaves together.
+    fn flush(&mut self) {
+        if let Some(desk) = &mut self.desk {
+            let room_changed = std::mem::take(&mut desk.room_changed);
+            let broken = desk.take_broken();
+            if room_changed {
+                self.ledger(ledger::Event::Room(self.router.capacity()), None);
+            }
+            for stream in broken {
+                self.holder_gone(stream);
+            }
+        }
+        if let Some(work) = &mut self.engine
+            && !work.flush()
+        {
+            // The root reads nothing: the stream's end will say that it is lost.
+            tracing::warn!(node = %self.name, "the root does not read, its stream is cut");
+            self.route(router::Event::Connected(false));
+        }
+        if self.report_at.is_some_and(|at| at <= Deadline::now()) {
+            self.send_report();
+        }
+    }
+
+    fn shut_down(&mut self) {
+        if let Some(desk) = &mut self.desk {
+            desk.shut_down();
+        }
+        if let Some(work) = &mut self.engine {
+            work.hand_back();
+            work.flush();
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut names: Vec<&NodeName> = self.children.keys().collect();
+        names.sort();
+        let children = names.into_iter().map(|name| {
+            let child = &self.children[name];
+            let (room, sent) = self.router.child(name).unwrap_or_default();
+            v1::ChildStatus { name: name.to_string(), address: child.address.clone(), room, nodes: child.nodes, sent }
+        });
+        Snapshot {
+            attached: self.uplink.as_ref().map(|uplink| uplink.parent.to_string()),
+            connected: self.engine.as_ref().is_some_and(Work::is_connected),
+            running: self.router.running() as u32,
+            queued: self.router.queued() as u32,
+            has_room: self.router.has_room(),
+            room: self.router.capacity().iter().map(|set| set.room).sum(),
+            children: children.collect(),
+            ancestry: self.ancestry.ancestors.iter().map(|ancestor| ancestor.name.clone()).collect(),
+            rooted: self.ancestry.epoch != 0,
+            tokens: self.engine.as_ref().map_or(0, |work| work.tokens),
+            waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting() as u32),
+            live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),
+            epoch: self.ancestry.epoch,
+            uptime: self.started.elapsed(),
+        }
+    }
+}
+
+fn ancestry_down(ancestry: v1::Ancestry) -> v1::Down {
+    v1::Down { kind: Some(v1::down::Kind::Ancestry(ancestry)) }
+}
+
+/// What the router is told of the engine: the configuration's wishes within what the engine can.
+fn engine_settings(config: &Config, info: &engine::Info) -> router::Engine {
+    let batch_max = config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1));
+    let busy_at = config.busy_at.unwrap_or(batch_max).clamp(1, batch_max);
+    router::Engine { models: vec![Arc::from(info.model.as_str())], busy_at, batch_max }
+}
+
+/// Reads a counter that another task writes.
+fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

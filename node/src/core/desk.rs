@@ -1,0 +1,245 @@
+//! The root's desk: the ledger with the payloads, clients and holders' streams that its decisions are about.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use banyan_proto::{NodeName, QueryId, v1};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::input::{Ask, HolderLink, WhyFound};
+use crate::{
+    ledger::{self, Action, Holder, Ledger, Why},
+    router::Ticket,
+    translate,
+};
+
+/// A client that reads nothing for that long, with answers waiting for it, has gone or might as well have.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) struct Desk {
+    pub(super) ledger: Ledger,
+    clients: HashMap<QueryId, Client>,
+    holders: HashMap<u64, HolderLink>,
+    /// The router's capacity changed since the ledger was last told.
+    pub(super) room_changed: bool,
+    /// Streams of holders that can't keep up.
+    broken: Vec<u64>,
+}
+
+struct Client {
+    to: mpsc::UnboundedSender<v1::Answer>,
+    sent: u64,
+    read: Arc<AtomicU64>,
+    /// The last time that it was seen to read, and how much it had read.
+    seen: (Instant, u64),
+    header: v1::Header,
+    payload: Bytes,
+}
+
+impl Desk {
+    pub(super) fn new(settings: ledger::Settings) -> Self {
+        Desk {
+            ledger: Ledger::new(settings),
+            clients: HashMap::new(),
+            holders: HashMap::new(),
+            room_changed: false,
+            broken: Vec::new(),
+        }
+    }
+
+    /// Takes in a question; nothing when its header can't be read or its id is in use, of which the client is told.
+    pub(super) fn accept(&mut self, ask: Ask) -> Option<ledger::Asked> {
+        let Ask { question, to, read } = ask;
+        let refuse = |reason: v1::Failure, message: &str| {
+            let failed = v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() };
+            // Fails when the client has gone already.
+            let _ = to.send(answer(v1::answer::Kind::Failed(failed)));
+        };
+        let Some(asked) = translate::asked(&question) else {
+            refuse(v1::Failure::Invalid, "the question's header has no 16-byte id");
+            return None;
+        };
+        if self.ledger.is_live(&asked.id) {
+            refuse(v1::Failure::Duplicate, "a query with this id is being answered");
+            return None;
+        }
+        let header = question.header.unwrap_or_default();
+        let seen = (Instant::now(), 0);
+        let client = Client { to, sent: 0, read, seen, header, payload: question.payload };
+        self.clients.insert(asked.id, client);
+        Some(asked)
+    }
+
+    /// The message that goes down for an attempt.
+    pub(super) fn query(&self, root: &NodeName, ticket: &Ticket, why: Why, now: u64) -> Option<v1::Query> {
+        let client = self.clients.get(&ticket.id)?;
+        let (delivered, left_us, alone) = self.ledger.delivered(&ticket.id, now)?;
+        let reason = translate::reason_of_why(why).into();
+        let spent_us = self.ledger.waited(&ticket.id, now).unwrap_or(0);
+        let header = v1::Header {
+            attempt: Some(ticket.attempt.into()),
+            remaining_ms: left_us / 1000,
+            trail: vec![v1::Hop { node: root.to_string(), reason, spent_us }],
+            alone,
+            ..client.header.clone()
+        };
+        Some(v1::Query { header: Some(header), payload: client.payload.clone(), delivered: delivered.to_vec() })
+    }
+
+    /// Does what the ledger decided, but for sending.
+    pub(super) fn act(&mut self, action: &Action, at_hand: &mut Option<v1::part::Kind>) {
+        match action {
+            Action::Send { .. } => {}
+            Action::Deliver { id } => {
+                if let Some(v1::part::Kind::Tokens(tokens)) = at_hand.take() {
+                    self.tell(id, v1::answer::Kind::Tokens(tokens));
+                }
+            }
+            Action::Finish { id } => {
+                if let Some(v1::part::Kind::Finished(end)) = at_hand.take() {
+                    self.tell(id, v1::answer::Kind::End(end));
+                }
+                self.clients.remove(id);
+            }
+            Action::Fail { id, failure } => {
+                let said = match at_hand.take() {
+                    Some(v1::part::Kind::Refused(refused)) => refused.failed,
+                    _ => None,
+                };
+                tracing::info!(query = %id, ?failure, "failed");
+                self.tell(id, v1::answer::Kind::Failed(translate::failed(failure.clone(), said)));
+                self.clients.remove(id);
+            }
+            Action::Placed { id, node, running } => {
+                let placed = v1::Placed {
+                    node: node.as_ref().map(NodeName::to_string).unwrap_or_default(),
+                    running: *running,
+                    attempt: self.ledger.attempt(id).map_or(0, |attempt| attempt.number),
+                    trail: translate::trail_to_wire(self.ledger.trail(id)),
+                };
+                self.tell(id, v1::answer::Kind::Placed(placed));
+            }
+            Action::Cancel { stream, id, attempt } => {
+                self.control(*stream, v1::control::Kind::Cancel(translate::reference(*id, *attempt)));
+            }
+            Action::Recall { stream, id, attempt } => {
+                self.control(*stream, v1::control::Kind::Recall(translate::reference(*id, *attempt)));
+            }
+        }
+    }
+
+    /// Forgets clients whose queries the ledger has ended without a word to them.
+    pub(super) fn forget(&mut self, id: &QueryId) {
+        if !self.ledger.is_live(id) {
+            self.clients.remove(id);
+        }
+    }
+
+    pub(super) fn holder_joined(&mut self, link: HolderLink) {
+        let welcome = v1::Welcome { epoch: self.ledger.epoch() };
+        // Fails only when the stream has ended again, which its reader will say.
+        let _ = link.to.try_send(v1::Control { kind: Some(v1::control::Kind::Welcome(welcome)) });
+        self.holders.insert(link.stream, link);
+    }
+
+    pub(super) fn holder_gone(&mut self, stream: u64) -> bool {
+        self.holders.remove(&stream).is_some()
+    }
+
+    /// The event in a holder's message, with the message where the client or the log may need it.
+    pub(super) fn read(&self, stream: u64, part: v1::Part) -> Option<(ledger::Event, Option<v1::part::Kind>)> {
+        use ledger::Event;
+        use v1::part::Kind;
+        let id = QueryId::from_wire(&part.id).ok()?;
+        let attempt = part.attempt?.into();
+        let holder = Holder { name: self.holders.get(&stream)?.name.clone(), stream };
+        let kind = part.kind?;
+        let event = match &kind {
+            Kind::Holding(holding) => {
+                Event::Held { id, attempt, holder, running: holding.running, trail: translate::trail(holding.trail.clone()) }
+            }
+            Kind::Tokens(tokens) => {
+                Event::Generated { id, attempt, holder, position: tokens.position, tokens: tokens.ids.clone() }
+            }
+            Kind::Finished(_) => Event::Finished { id, attempt, holder },
+            Kind::Refused(refused) => Event::Refused {
+                id,
+                attempt,
+                holder,
+                busy: refused.reason() == v1::RefusedReason::Busy,
+                trail: translate::trail(refused.trail.clone()),
+            },
+            Kind::Returned(_) => Event::Returned { id, attempt, holder },
+            Kind::Progress(_) => Event::Progressed { id, attempt, holder },
+        };
+        Some((event, Some(kind)))
+    }
+
+    /// Clients with answers waiting that have read nothing for too long.
+    pub(super) fn stalled_clients(&mut self) -> Vec<QueryId> {
+        let now = Instant::now();
+        let mut stalled = Vec::new();
+        for (id, client) in &mut self.clients {
+            let read = super::load(&client.read);
+            if read != client.seen.1 || read == client.sent {
+                client.seen = (now, read);
+            } else if now - client.seen.0 > CLIENT_PATIENCE {
+                stalled.push(*id);
+            }
+        }
+        stalled
+    }
+
+    pub(super) fn take_broken(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.broken)
+    }
+
+    pub(super) fn why(&self, text: &str) -> WhyFound {
+        let ids = match text.parse::<QueryId>() {
+            Ok(id) => vec![id],
+            Err(_) => self.ledger.ids_with_prefix(text.rsplit_once('-').map_or(text, |(_, prefix)| prefix)),
+        };
+        match ids[..] {
+            [id] => self.ledger.way(&id).map_or(WhyFound::Nothing, |way| WhyFound::Way(Box::new(way))),
+            [] => WhyFound::Nothing,
+            _ => WhyFound::Ambiguous,
+        }
+    }
+
+    /// The root is leaving: its live queries end with a clear error.
+    pub(super) fn shut_down(&mut self) {
+        for (_, client) in self.clients.drain() {
+            let failed = v1::Failed {
+                reason: v1::Failure::ShuttingDown.into(),
+                message: "the root is shutting down".to_owned(),
+                retry_after_ms: 1000,
+                ..Default::default()
+            };
+            let _ = client.to.send(answer(v1::answer::Kind::Failed(failed)));
+        }
+        self.holders.clear();
+    }
+
+    fn tell(&mut self, id: &QueryId, kind: v1::answer::Kind) {
+        if let Some(client) = self.clients.get_mut(id) {
+            client.sent += 1;
+            // Fails when the client has gone, which its stream tells too.
+            let _ = client.to.send(answer(kind));
+        }
+    }
+
+    fn control(&mut self, stream: u64, kind: v1::control::Kind) {
+        let Some(holder) = self.holders.get(&stream) else { return };
+        if holder.to.try_send(v1::Control { kind: Some(kind) }).is_err() {
+            self.broken.push(stream);
+        }
+    }
+}
+
+fn answer(kind: v1::answer::Kind) -> v1::Answer {
+    v1::Answer { kind: Some(kind) }
+}

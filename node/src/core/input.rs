@@ -1,0 +1,187 @@
+//! What the node's task is told, and the handle to tell it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use banyan_proto::{NodeName, QueryId, v1};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::ledger::Way;
+
+/// What happened around the node.
+pub(crate) enum Input {
+    ChildAttached(ChildLink),
+    ChildReport { child: NodeName, link: u64, report: v1::Report },
+    ChildGone { child: NodeName, link: u64 },
+    /// A child's answer to an inspection.
+    Inspected { inspected: v1::Inspected },
+    Attached(Attached),
+    Detached { link: u64 },
+    Ancestry { link: u64, ancestry: v1::Ancestry },
+    Query { link: u64, query: v1::Query },
+    RootConnected { to: mpsc::Sender<v1::Delivery> },
+    RootLost,
+    Control(v1::Control),
+    Ask(Ask),
+    HolderJoined(HolderLink),
+    HolderGone { stream: u64 },
+    Frame { stream: u64, frame: v1::Frame },
+    AskChildren { inspection: v1::inspection::Kind, reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>> },
+    Snapshot(oneshot::Sender<Snapshot>),
+    Log { last: u32, reply: oneshot::Sender<(Vec<v1::Decision>, broadcast::Receiver<v1::Decision>)> },
+    Why { id: String, reply: oneshot::Sender<Option<WhyFound>> },
+    Note(String),
+    Stop(oneshot::Sender<()>),
+}
+
+/// What the root remembers under an id or the beginning of one.
+pub(crate) enum WhyFound {
+    Way(Box<Way>),
+    Nothing,
+    Ambiguous,
+}
+
+/// A child's link, at the parent.
+pub(crate) struct ChildLink {
+    pub(crate) name: NodeName,
+    pub(crate) address: String,
+    pub(crate) link: u64,
+    pub(crate) to: mpsc::Sender<v1::Down>,
+}
+
+/// The link to the parent, at the child.
+pub(crate) struct Attached {
+    pub(crate) link: u64,
+    pub(crate) parent: NodeName,
+    pub(crate) ancestry: v1::Ancestry,
+    pub(crate) to: mpsc::Sender<v1::Up>,
+}
+
+/// A node's Deliver stream, at the root.
+pub(crate) struct HolderLink {
+    pub(crate) name: NodeName,
+    pub(crate) stream: u64,
+    pub(crate) to: mpsc::Sender<v1::Control>,
+}
+
+/// A question, and where its answer goes.
+pub(crate) struct Ask {
+    pub(crate) question: v1::Question,
+    /// Bounded by the answer: a client that reads nothing holds no more than its own tokens, and not for long.
+    pub(crate) to: mpsc::UnboundedSender<v1::Answer>,
+    /// Answers that the client has read.
+    pub(crate) read: Arc<AtomicU64>,
+}
+
+/// The node's figures at one moment.
+pub(crate) struct Snapshot {
+    pub(crate) attached: Option<String>,
+    pub(crate) connected: bool,
+    pub(crate) running: u32,
+    pub(crate) queued: u32,
+    pub(crate) has_room: bool,
+    pub(crate) room: u32,
+    pub(crate) children: Vec<v1::ChildStatus>,
+    pub(crate) ancestry: Vec<String>,
+    pub(crate) rooted: bool,
+    pub(crate) tokens: u64,
+    pub(crate) waiting: u32,
+    pub(crate) live: u32,
+    pub(crate) epoch: u64,
+    pub(crate) uptime: Duration,
+}
+
+/// Tells the node's task. The task ends when the last handle is gone, or by [`Handle::stop`].
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(super) inbox: mpsc::Sender<Input>,
+    pub(super) leavers: mpsc::UnboundedSender<QueryId>,
+}
+
+/// The task has ended: the node is stopping.
+#[derive(Debug)]
+pub(crate) struct Stopped;
+
+impl Handle {
+    pub(crate) async fn tell(&self, input: Input) -> Result<(), Stopped> {
+        self.inbox.send(input).await.map_err(|_| Stopped)
+    }
+
+    /// Tells something that carries a place for the reply, and waits for that.
+    pub(crate) async fn request<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(input(reply)).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Ends the task: a root fails what is live, a node hands back what it holds.
+    pub(crate) async fn stop(&self) {
+        // It may have ended by itself.
+        let _ = self.request(Input::Stop).await;
+    }
+
+    /// Whether the task has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.inbox.is_closed()
+    }
+
+    /// Waits until the task has ended.
+    pub(crate) async fn ended(&self) {
+        self.inbox.closed().await;
+    }
+
+    /// The stream of a query's answers; dropping it tells that the client left.
+    pub(crate) fn answers(&self, id: QueryId, from: mpsc::UnboundedReceiver<v1::Answer>, read: Arc<AtomicU64>) -> AnswerStream {
+        AnswerStream { id, from, read, leavers: self.leavers.clone(), ended: false }
+    }
+}
+
+/// A query's answers, as its client reads them.
+pub(crate) struct AnswerStream {
+    id: QueryId,
+    from: mpsc::UnboundedReceiver<v1::Answer>,
+    read: Arc<AtomicU64>,
+    leavers: mpsc::UnboundedSender<QueryId>,
+    ended: bool,
+}
+
+impl futures::Stream for AnswerStream {
+    type Item = Result<v1::Answer, tonic::Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.from.poll_recv(context);
+        match &next {
+            Poll::Ready(Some(_)) => {
+                self.read.fetch_add(1, Ordering::Relaxed);
+            }
+            Poll::Ready(None) => self.ended = true,
+            Poll::Pending => {}
+        }
+        next.map(|answer| answer.map(Ok))
+    }
+}
+
+impl Drop for AnswerStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Fails only when the node is stopping, which cancels everything anyway.
+            let _ = self.leavers.send(self.id);
+        }
+    }
+}
+
+/// The node that an inspection is meant for.
+pub(super) fn target_of(inspection: &v1::inspection::Kind) -> String {
+    match inspection {
+        v1::inspection::Kind::Status(target) | v1::inspection::Kind::View(target) => target.name.clone(),
+        v1::inspection::Kind::Log(request) => request.name.clone(),
+        v1::inspection::Kind::Move(request) => request.name.clone(),
+    }
+}

@@ -1,0 +1,46 @@
+//! How nodes dial each other: time-outs, keep-alive and limits, in one place for both ends.
+
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint, Server};
+
+/// A peer that can't be reached in that time is tried again later.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A silent peer is found within two seconds: a ping every so often …
+const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// … and so long for its answer.
+const PING_TIMEOUT: Duration = Duration::from_millis(1400);
+/// HTTP/2 windows: a burst of frames must not wait for a round trip.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// h2 closes a connection after 20 pending resets by default, and so a burst of cancelled queries would break a link for
+/// everybody.
+const PENDING_RESETS: usize = 100_000;
+
+/// A channel to `address` (`host:port`) that connects on first use.
+///
+/// # Errors
+/// When the address is none.
+pub(crate) fn lazily(address: &str) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    Ok(endpoint.connect_lazy())
+}
+
+/// A server with the same care.
+pub(crate) fn server() -> Server {
+    Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .max_concurrent_streams(Some(65_536))
+}

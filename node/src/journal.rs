@@ -1,0 +1,196 @@
+//! The last decisions of a node, for `banyan node log`.
+//!
+//! Facts are kept as they were decided and put into words only when somebody asks.
+
+use std::{
+    collections::VecDeque,
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use banyan_proto::v1;
+use serde_json::json;
+use tokio::sync::broadcast;
+
+use crate::{ledger, router};
+
+/// Some minutes of a busy node; a decision takes a few hundred bytes.
+const KEPT: usize = 2048;
+/// A follower that falls further behind misses decisions, and slows nobody.
+const FOLLOWER_LAG: usize = 1024;
+
+pub(crate) struct Journal {
+    next: u64,
+    kept: VecDeque<Kept>,
+    followers: broadcast::Sender<v1::Decision>,
+}
+
+struct Kept {
+    number: u64,
+    at_ms: u64,
+    fact: Fact,
+}
+
+/// One decision.
+pub(crate) enum Fact {
+    Router(router::Event, Vec<router::Action>),
+    Ledger(ledger::Event, Vec<ledger::Action>),
+    Note(String),
+}
+
+impl Journal {
+    pub(crate) fn new() -> Self {
+        Journal { next: 1, kept: VecDeque::new(), followers: broadcast::channel(FOLLOWER_LAG).0 }
+    }
+
+    pub(crate) fn push(&mut self, fact: Fact) {
+        if !fact.tells() {
+            return;
+        }
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let kept = Kept { number: self.next, at_ms, fact };
+        self.next += 1;
+        if self.followers.receiver_count() > 0 {
+            // Fails only when the last follower left in between.
+            let _ = self.followers.send(kept.decision());
+        }
+        if self.kept.len() == KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(kept);
+    }
+
+    /// The last decisions, the oldest first; 0: all that are kept.
+    pub(crate) fn last(&self, count: usize) -> Vec<v1::Decision> {
+        let count = if count == 0 { self.kept.len() } else { count.min(self.kept.len()) };
+        self.kept.iter().skip(self.kept.len() - count).map(Kept::decision).collect()
+    }
+
+    pub(crate) fn follow(&self) -> broadcast::Receiver<v1::Decision> {
+        self.followers.subscribe()
+    }
+}
+
+impl Kept {
+    fn decision(&self) -> v1::Decision {
+        let json = match &self.fact {
+            Fact::Router(event, actions) => json!({ "event": event, "actions": actions }),
+            Fact::Ledger(event, actions) => json!({ "event": event, "actions": actions }),
+            Fact::Note(text) => json!({ "note": text }),
+        };
+        v1::Decision { number: self.number, at_ms: self.at_ms, text: self.fact.text(), json: json.to_string() }
+    }
+}
+
+impl Fact {
+    /// Whether a person would want to read it: reports and tokens by themselves say nothing.
+    fn tells(&self) -> bool {
+        match self {
+            Fact::Router(router::Event::ChildReported { .. }, _) => false,
+            Fact::Router(router::Event::Ended { .. }, actions) => actions.iter().any(|action| !matches!(action, router::Action::Report { .. })),
+            Fact::Router(..) | Fact::Note(_) => true,
+            Fact::Ledger(event, actions) => match event {
+                ledger::Event::Asked(_) => actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Placed { .. })),
+                ledger::Event::Refused { .. } | ledger::Event::Returned { .. } | ledger::Event::HolderLost { .. } => true,
+                ledger::Event::ClientLeft { .. } => !actions.is_empty(),
+                ledger::Event::Tick | ledger::Event::Room(_) | ledger::Event::Held { .. } => {
+                    actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Recall { .. } | ledger::Action::Cancel { .. }))
+                }
+                _ => false,
+            },
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Fact::Router(event, actions) => {
+                let mut text = router_event(event);
+                for action in actions {
+                    if let Some(done) = router_action(action) {
+                        let _ = write!(text, ": {done}");
+                    }
+                }
+                text
+            }
+            Fact::Ledger(event, actions) => {
+                let mut text = ledger_event(event);
+                for (index, done) in actions.iter().filter_map(ledger_action).enumerate() {
+                    let _ = write!(text, "{} {done}", if index == 0 { ":" } else { "," });
+                }
+                text
+            }
+            Fact::Note(text) => text.clone(),
+        }
+    }
+}
+
+fn router_event(event: &router::Event) -> String {
+    match event {
+        router::Event::Connected(true) => "reached the root".to_owned(),
+        router::Event::Connected(false) => "lost the way to the root".to_owned(),
+        router::Event::ChildJoined { child } => format!("child {child} attached"),
+        router::Event::ChildLeft { child } => format!("child {child} left"),
+        router::Event::ChildReported { child, .. } => format!("child {child} reported"),
+        router::Event::Arrived(ticket) if ticket.attempt.number > 1 => format!("query {} (attempt {})", ticket.id, ticket.attempt.number),
+        router::Event::Arrived(ticket) => format!("query {}", ticket.id),
+        router::Event::Ended { id } => format!("query {id} left the engine"),
+        router::Event::Cancelled { id, .. } => format!("query {id} cancelled"),
+        router::Event::Recalled { id, .. } => format!("query {id} recalled"),
+    }
+}
+
+fn router_action(action: &router::Action) -> Option<String> {
+    use router::{Action, Because, Choice};
+    Some(match action {
+        Action::Execute { id } => format!("run {id}"),
+        Action::Queue { .. } => "busy and nobody to pass it to, queued".to_owned(),
+        Action::Forward { child, choice: Choice::Room, .. } => format!("to {child}, which has room"),
+        Action::Forward { child, choice: Choice::Turn, .. } => format!("to {child}, whose turn it is; no child has room"),
+        Action::Forward { child, choice: Choice::Preferred, .. } => format!("to {child}, which it prefers"),
+        Action::Refuse { because: Because::Busy, .. } => "refused, the queue is full".to_owned(),
+        Action::Refuse { because: Because::Model, .. } => "refused, nobody here serves its model".to_owned(),
+        Action::Refuse { because: Because::Disconnected, .. } => "refused, there is no way to the root".to_owned(),
+        Action::Refuse { because: Because::Hops, .. } => "refused, it came through too many nodes".to_owned(),
+        Action::Refuse { because: Because::Held, .. } => "refused, an older attempt is still in the engine".to_owned(),
+        Action::Return { .. } => "handed back, it had not started".to_owned(),
+        Action::Abort { .. } => "taken from the engine".to_owned(),
+        Action::Drop { .. } => "dropped from the queue".to_owned(),
+        Action::Report { .. } => return None,
+    })
+}
+
+fn ledger_event(event: &ledger::Event) -> String {
+    use ledger::Event;
+    match event {
+        Event::Asked(asked) => format!("query {} asked", asked.id),
+        Event::Room(_) => "room changed".to_owned(),
+        Event::Tick => "time passed".to_owned(),
+        Event::Held { id, holder, running: true, .. } => format!("query {id} runs on {}", holder.name),
+        Event::Held { id, holder, .. } => format!("query {id} queued at {}", holder.name),
+        Event::Progressed { id, .. } | Event::Generated { id, .. } | Event::Finished { id, .. } => format!("query {id} progressed"),
+        Event::Refused { id, holder, busy: true, .. } => format!("query {id} refused by {}, which is full", holder.name),
+        Event::Refused { id, holder, .. } => format!("query {id} refused by {}", holder.name),
+        Event::Bounced { id, .. } => format!("query {id} found no child"),
+        Event::Returned { id, holder, .. } => format!("query {id} handed back by {}", holder.name),
+        Event::HolderLost { stream } => format!("the stream {stream} of a node broke"),
+        Event::ClientLeft { id } => format!("the client of query {id} left"),
+    }
+}
+
+fn ledger_action(action: &ledger::Action) -> Option<String> {
+    use ledger::{Action, Failure};
+    Some(match action {
+        Action::Send { ticket, .. } => format!("send {} (attempt {})", ticket.id, ticket.attempt.number),
+        Action::Fail { id, failure } => match failure {
+            Failure::Overloaded { retry_after_ms } => format!("refuse {id}, the lanes are full for {retry_after_ms} ms"),
+            Failure::UnknownModel { .. } => format!("fail {id}, no node serves its model"),
+            Failure::Deadline => format!("fail {id}, its deadline passed"),
+            Failure::Poison => format!("fail {id}, two nodes died while they ran it"),
+            Failure::Holder => format!("fail {id}, as the node said"),
+        },
+        Action::Placed { id, node: None, .. } => format!("{id} waits at the root"),
+        Action::Placed { .. } | Action::Deliver { .. } | Action::Finish { .. } => return None,
+        Action::Cancel { id, .. } => format!("cancel {id} at its node"),
+        Action::Recall { id, .. } => format!("recall {id}"),
+    })
+}

@@ -1,0 +1,478 @@
+//! What the root owes to whom: every query from the moment it is accepted until it is answered or has failed.
+//!
+//! Only the root knows whether a query is finished, so only the ledger times out, sends again, recalls, cancels and
+//! refuses for overload. A token is `(query, attempt, position)`; whatever carries an older attempt is cancelled at its
+//! source, so a client sees each position exactly once, whoever died. Pure code: time comes in with each event. Which
+//! child a query goes to is the router's; payloads and streams are the node task's.
+
+mod entry;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use banyan_proto::{Attempt, QueryId};
+
+pub use self::types::{Action, Asked, Event, Failure, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
+use self::entry::Entry;
+use crate::{
+    capacity::{self, Capacity},
+    lanes::{Lanes, Waiting},
+    router::Ticket,
+    ways::Ways,
+};
+
+/// A sent query that nobody says to hold is sent again: the message was lost with a node on its way.
+pub const HOLDING_TIMEOUT_US: u64 = 2_000_000;
+/// A running query that makes no progress has a hung engine. The longest honest silence is one prefill chunk of a large
+/// model on an old machine.
+pub const PROGRESS_TIMEOUT_US: u64 = 30_000_000;
+/// How long a query waits for a node that serves its model: nodes that lost their parent are back by then.
+pub const UNSERVED_TIMEOUT_US: u64 = 10_000_000;
+/// More models than any tree has engines for; beyond that a model that is away is unknown at once.
+const KNOWN_MODELS_MAX: usize = 4096;
+/// With classic routing the root knows no room, so it tries again in portions.
+const EAGER_RETRIES: usize = 64;
+/// The client's patience ends here, and both SDKs ignore longer waits.
+const RETRY_AFTER_MAX_MS: u64 = 60_000;
+
+/// Keeps the accounts of one root's reign. See the module.
+#[derive(Debug)]
+pub struct Ledger {
+    settings: Settings,
+    entries: HashMap<QueryId, Entry>,
+    lanes: Lanes,
+    /// What the tree can take, as the router last said, less what was sent since.
+    room: Vec<Capacity>,
+    /// Models that were served at any time of this reign: their nodes may come back.
+    known: BTreeSet<Arc<str>>,
+    /// Queries in nodes' queues, the oldest first.
+    queued: BTreeSet<(u64, QueryId)>,
+    /// Recalled and not yet back: each has a room waiting for it.
+    recalling: BTreeSet<QueryId>,
+    accepted: u64,
+    /// Answers per second, smoothed, for an honest Retry-After.
+    rate: f64,
+    ended_since_tick: u32,
+    ticked_at: u64,
+    ways: Ways,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new(settings: Settings) -> Self {
+        let lanes = Lanes::new(settings.lanes);
+        Ledger {
+            settings,
+            entries: HashMap::new(),
+            lanes,
+            room: Vec::new(),
+            known: BTreeSet::new(),
+            queued: BTreeSet::new(),
+            recalling: BTreeSet::new(),
+            accepted: 0,
+            rate: 0.0,
+            ended_since_tick: 0,
+            ticked_at: 0,
+            ways: Ways::default(),
+        }
+    }
+
+    /// Queries that are not ended.
+    pub fn live(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether a query is not ended.
+    pub fn is_live(&self, id: &QueryId) -> bool {
+        self.entries.contains_key(id)
+    }
+
+    /// Queries that wait at the root.
+    pub fn waiting(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// The root's reign.
+    pub fn epoch(&self) -> u64 {
+        self.settings.epoch
+    }
+
+    /// The tokens that a query's client has, what is left of its time at `now` in microseconds, and whether it has to
+    /// run alone: what a new attempt takes along.
+    pub fn delivered(&self, id: &QueryId, now: u64) -> Option<(&[u32], u64, bool)> {
+        let entry = self.entries.get(id)?;
+        Some((&entry.tokens, entry.deadline.saturating_sub(now), entry.deaths > 0))
+    }
+
+    /// The current attempt at a live query.
+    pub fn attempt(&self, id: &QueryId) -> Option<Attempt> {
+        self.entries.get(id).map(|entry| entry.attempt)
+    }
+
+    /// The nodes that the current attempt came through, as its holder said.
+    pub fn trail(&self, id: &QueryId) -> &[Hop] {
+        self.entries.get(id).map_or(&[], Entry::trail)
+    }
+
+    /// How long a query lay at the root before its current attempt was sent at `now`, in microseconds.
+    pub fn waited(&self, id: &QueryId, now: u64) -> Option<u64> {
+        self.entries.get(id).map(|entry| now.saturating_sub(entry.waiting_since))
+    }
+
+    /// What this ledger was built from.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The way of a live or recently ended query.
+    pub fn way(&self, id: &QueryId) -> Option<Way> {
+        self.entries.get(id).map(Entry::way).or_else(|| self.ways.get(id).cloned())
+    }
+
+    /// The queries, live and recently ended, whose id begins so.
+    pub fn ids_with_prefix(&self, prefix: &str) -> Vec<QueryId> {
+        let live = self.entries.keys().copied();
+        live.chain(self.ways.ids()).filter(|id| id.to_string().starts_with(prefix)).take(2).collect()
+    }
+
+    /// Decides what to do about one event at `now`, in microseconds since the node started.
+    pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Asked(asked) => self.ask(now, asked, &mut actions),
+            Event::Room(room) => {
+                self.room = room;
+                self.learn_models();
+                self.dispatch(now, &mut actions);
+            }
+            Event::Held { id, attempt, holder, running, trail } => {
+                if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
+                    entry.hold(now, holder, running, trail);
+                    let (order, placed) = (entry.order, entry.placed());
+                    actions.push(placed);
+                    if running {
+                        self.queued.remove(&(order, id));
+                        self.recalling.remove(&id);
+                    } else {
+                        self.queued.insert((order, id));
+                    }
+                    self.dispatch(now, &mut actions);
+                }
+            }
+            Event::Progressed { id, attempt, holder } => {
+                if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
+                    entry.seen_at = now;
+                }
+            }
+            Event::Generated { id, attempt, holder, position, tokens } => {
+                self.generated(now, id, attempt, holder, position, tokens, &mut actions);
+            }
+            Event::Finished { id, attempt, holder } => {
+                if self.current(id, attempt, &holder, &mut actions).is_some() {
+                    actions.push(Action::Finish { id });
+                    self.end(now, id, Outcome::Finished, None);
+                    self.ended_since_tick += 1;
+                    match self.settings.eager {
+                        true => self.retry(now, 1, &mut actions),
+                        false => self.dispatch(now, &mut actions),
+                    }
+                }
+            }
+            Event::Refused { id, attempt, holder, busy, trail } => {
+                if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
+                    entry.tried(now, Some(holder), Outcome::Refused, trail);
+                    if busy {
+                        // Not sent again before the next report of room: the numbers that sent it there were stale.
+                        self.wait_again(now, id, Why::Refused);
+                    } else {
+                        actions.push(Action::Fail { id, failure: Failure::Holder });
+                        self.end(now, id, Outcome::Refused, Some("refused by the node"));
+                        self.dispatch(now, &mut actions);
+                    }
+                }
+            }
+            Event::Bounced { id, attempt } => {
+                if self.entries.get(&id).is_some_and(|entry| entry.attempt == attempt) {
+                    self.wait_again(now, id, Why::Refused);
+                }
+            }
+            Event::Returned { id, attempt, holder } => {
+                if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
+                    let why = if entry.recalled { Why::Recalled } else { Why::Returned };
+                    entry.tried(now, None, Outcome::Returned, Vec::new());
+                    self.wait_again(now, id, why);
+                    self.dispatch(now, &mut actions);
+                }
+            }
+            Event::HolderLost { stream } => {
+                for id in self.held_by(stream) {
+                    self.lose(now, id, &mut actions);
+                }
+                self.dispatch(now, &mut actions);
+            }
+            Event::ClientLeft { id } => {
+                if let Some(entry) = self.entries.get(&id) {
+                    entry.cancel(&mut actions);
+                    self.end(now, id, Outcome::Cancelled, Some("the client left"));
+                    self.dispatch(now, &mut actions);
+                }
+            }
+            Event::Tick => self.tick(now, &mut actions),
+        }
+        actions
+    }
+
+    fn ask(&mut self, now: u64, asked: Asked, actions: &mut Vec<Action>) {
+        let id = asked.id;
+        let hopeless = !asked.model.is_empty() && !self.room.is_empty() && !self.known.contains(&asked.model);
+        if hopeless {
+            actions.push(Action::Fail { id, failure: self.unknown_model() });
+            self.ways.push(Way::refused(&asked, "no node serves its model"));
+            return;
+        }
+        if !self.lanes.has_space(asked.bytes) {
+            let retry_after_ms = self.retry_after_ms();
+            actions.push(Action::Fail { id, failure: Failure::Overloaded { retry_after_ms } });
+            self.ways.push(Way::refused(&asked, "the lanes at the root are full"));
+            return;
+        }
+        self.accepted += 1;
+        let entry = Entry::new(now, self.accepted, asked, self.settings.epoch);
+        let waiting = entry.waiting();
+        self.lanes.push(waiting.clone());
+        self.entries.insert(id, entry);
+        match self.settings.eager {
+            true => self.send(now, &waiting, actions),
+            false => self.dispatch(now, actions),
+        }
+        if let Some(entry) = self.entries.get(&id).filter(|entry| entry.state == State::Waiting) {
+            actions.push(entry.placed());
+        }
+    }
+
+    /// Fences: the entry if the sender holds its current attempt; else the sender is told to stop.
+    fn current(&mut self, id: QueryId, attempt: Attempt, holder: &Holder, actions: &mut Vec<Action>) -> Option<&mut Entry> {
+        let known = self.entries.get_mut(&id);
+        match known.filter(|entry| entry.attempt == attempt && entry.may_be_held_by(holder)) {
+            Some(entry) => Some(entry),
+            None => {
+                actions.push(Action::Cancel { stream: holder.stream, id, attempt });
+                None
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the event's fields, taken apart")]
+    fn generated(
+        &mut self,
+        now: u64,
+        id: QueryId,
+        attempt: Attempt,
+        holder: Holder,
+        position: u32,
+        tokens: Vec<u32>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(entry) = self.current(id, attempt, &holder, actions) else { return };
+        if entry.holder.is_none() || entry.state != State::Running {
+            entry.hold(now, holder.clone(), true, Vec::new());
+        }
+        entry.seen_at = now;
+        let order = entry.order;
+        let next = entry.tokens.len() as u32;
+        if position == next {
+            if entry.first_token_at.is_none() {
+                entry.first_token_at = Some(now);
+            }
+            entry.tokens.extend(tokens);
+            actions.push(Action::Deliver { id });
+        } else if position > next {
+            // Something between was lost, which one stream can't do: this attempt can't be trusted any more.
+            actions.push(Action::Cancel { stream: holder.stream, id, attempt });
+            entry.tried(now, None, Outcome::Lost, Vec::new());
+            self.wait_again(now, id, Why::Lost);
+            self.dispatch(now, actions);
+            return;
+        }
+        // Else it was delivered twice, and once is enough.
+        self.queued.remove(&(order, id));
+        self.recalling.remove(&id);
+    }
+
+    /// Puts a query back into its lane; its next attempt follows when there is room.
+    fn wait_again(&mut self, now: u64, id: QueryId, why: Why) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.wait(now, why);
+        let (order, waiting) = (entry.order, entry.waiting());
+        self.lanes.push(waiting);
+        self.queued.remove(&(order, id));
+        self.recalling.remove(&id);
+    }
+
+    /// The holder is gone: the query goes out again behind what was delivered. Only a running query is blamed.
+    fn lose(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.tried(now, None, Outcome::Lost, Vec::new());
+        if entry.state == State::Running {
+            entry.deaths += 1;
+            if entry.deaths > 1 {
+                actions.push(Action::Fail { id, failure: Failure::Poison });
+                self.end(now, id, Outcome::Lost, Some("two nodes died while they ran it"));
+                return;
+            }
+        }
+        self.wait_again(now, id, Why::Lost);
+    }
+
+    fn end(&mut self, now: u64, id: QueryId, outcome: Outcome, error: Option<&str>) {
+        let Some(mut entry) = self.entries.remove(&id) else { return };
+        if entry.state == State::Waiting {
+            self.lanes.remove(&entry.waiting());
+        }
+        self.queued.remove(&(entry.order, id));
+        self.recalling.remove(&id);
+        entry.end(now, outcome, error);
+        self.ways.push(entry.way());
+    }
+
+    fn held_by(&self, stream: u64) -> Vec<QueryId> {
+        let held = self.entries.values().filter(|entry| entry.holder.as_ref().is_some_and(|holder| holder.stream == stream));
+        let mut ids: Vec<(u64, QueryId)> = held.map(|entry| (entry.order, entry.id)).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Sends what waits while there is room, the oldest first: a query that waits in a node's queue is older than those
+    /// behind it in the lanes, so it is recalled before they take the room.
+    fn dispatch(&mut self, now: u64, actions: &mut Vec<Action>) {
+        if self.settings.eager || self.lanes.len() == 0 && self.queued.len() == self.recalling.len() {
+            return;
+        }
+        let mut free = self.room.clone();
+        for id in &self.recalling {
+            capacity::take(&mut free, &self.entries[id].model);
+        }
+        loop {
+            let open = |model: &str| capacity::total(&free, model, |set| set.room + set.queue) > 0;
+            let next = self.lanes.peek(open).cloned();
+            let oldest = self.oldest_to_recall(&free).filter(|(order, _)| next.as_ref().is_none_or(|next| *order < next.order));
+            if let Some((_, id)) = oldest {
+                let entry = self.entries.get_mut(&id).expect("a queued query is live");
+                capacity::take(&mut free, &entry.model);
+                entry.recalled = true;
+                self.recalling.insert(id);
+                let holder = entry.holder.as_ref().expect("a queued query has a holder");
+                actions.push(Action::Recall { stream: holder.stream, id, attempt: entry.attempt });
+            } else if let Some(next) = next {
+                capacity::take(&mut free, &next.model);
+                self.send(now, &next, actions);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn oldest_to_recall(&self, free: &[Capacity]) -> Option<(u64, QueryId)> {
+        if free.iter().all(|set| set.room == 0) {
+            return None;
+        }
+        let open = |id: &QueryId| capacity::total(free, &self.entries[id].model, |set| set.room) > 0;
+        self.queued.iter().find(|(_, id)| !self.recalling.contains(id) && open(id)).copied()
+    }
+
+    /// Classic routing: whatever was refused or lost goes out again, oldest owner first, without a look at any room.
+    fn retry(&mut self, now: u64, most: usize, actions: &mut Vec<Action>) {
+        for _ in 0..most {
+            let Some(next) = self.lanes.peek(|_| true).cloned() else { return };
+            self.send(now, &next, actions);
+        }
+    }
+
+    fn send(&mut self, now: u64, waiting: &Waiting, actions: &mut Vec<Action>) {
+        self.lanes.serve(waiting);
+        capacity::take(&mut self.room, &waiting.model);
+        let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
+        let why = entry.why;
+        entry.send(now);
+        let ticket =
+            Ticket { id: entry.id, attempt: entry.attempt, model: entry.model.clone(), prefer: entry.prefer.clone(), hops: 0 };
+        actions.push(Action::Send { ticket, why });
+    }
+
+    fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.measure_rate(now);
+        let mut due: Vec<(u64, QueryId)> =
+            self.entries.values().filter(|entry| entry.due(now, &self.room)).map(|entry| (entry.order, entry.id)).collect();
+        due.sort_unstable();
+        for (_, id) in due {
+            self.act_on_time(now, id, actions);
+        }
+        match self.settings.eager {
+            true => self.retry(now, EAGER_RETRIES, actions),
+            false => self.dispatch(now, actions),
+        }
+    }
+
+    fn act_on_time(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
+        let entry = self.entries.get_mut(&id).expect("a due query is live");
+        if now >= entry.deadline {
+            entry.cancel(actions);
+            actions.push(Action::Fail { id, failure: Failure::Deadline });
+            self.end(now, id, Outcome::Expired, Some("its deadline passed"));
+            return;
+        }
+        match entry.state {
+            State::Waiting => {
+                actions.push(Action::Fail { id, failure: self.unknown_model() });
+                self.end(now, id, Outcome::Expired, Some("no node serves its model"));
+            }
+            State::Sent => {
+                entry.tried(now, None, Outcome::Lost, Vec::new());
+                self.wait_again(now, id, Why::Lost);
+            }
+            State::Running => {
+                entry.cancel(actions);
+                self.lose(now, id, actions);
+            }
+            State::Queued | State::Ended => {}
+        }
+    }
+
+    fn learn_models(&mut self) {
+        for set in &self.room {
+            for model in &set.models {
+                if !self.known.contains(model) && self.known.len() < KNOWN_MODELS_MAX {
+                    self.known.insert(model.clone());
+                }
+            }
+        }
+    }
+
+    fn unknown_model(&self) -> Failure {
+        let served: BTreeSet<Arc<str>> = self.room.iter().flat_map(|set| set.models.iter().cloned()).collect();
+        Failure::UnknownModel { served: served.into_iter().collect() }
+    }
+
+    fn measure_rate(&mut self, now: u64) {
+        let seconds = now.saturating_sub(self.ticked_at) as f64 / 1e6;
+        if seconds <= 0.0 {
+            return;
+        }
+        // Smoothed over about five seconds.
+        let weight = (seconds / 5.0).min(1.0);
+        self.rate += weight * (f64::from(self.ended_since_tick) / seconds - self.rate);
+        self.ended_since_tick = 0;
+        self.ticked_at = now;
+    }
+
+    /// How long it takes, at the measured rate, until the lanes have drained.
+    fn retry_after_ms(&self) -> u64 {
+        let ms = 1000.0 * self.lanes.len() as f64 / self.rate.max(0.01);
+        (ms as u64).clamp(1000, RETRY_AFTER_MAX_MS)
+    }
+}

@@ -1,0 +1,222 @@
+//! One query's account.
+
+use std::sync::Arc;
+
+use banyan_proto::{Attempt, NodeName, QueryId};
+
+use super::{
+    HOLDING_TIMEOUT_US, PROGRESS_TIMEOUT_US, UNSERVED_TIMEOUT_US,
+    types::{Action, Asked, Holder, Hop, Outcome, State, Try, Way, Why},
+};
+use crate::{
+    capacity::{self, Capacity},
+    lanes::Waiting,
+};
+
+/// Attempts that `why` shows; a query that is recalled or refused more often has said enough.
+const TRIES_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: QueryId,
+    pub(super) order: u64,
+    pub(super) owner: Arc<str>,
+    pub(super) model: Arc<str>,
+    pub(super) prefer: Option<NodeName>,
+    priority: i32,
+    tokens_max: u32,
+    bytes: usize,
+    pub(super) attempt: Attempt,
+    pub(super) state: State,
+    pub(super) holder: Option<Holder>,
+    /// What the client has.
+    pub(super) tokens: Vec<u32>,
+    pub(super) deadline: u64,
+    accepted_at: u64,
+    pub(super) waiting_since: u64,
+    pub(super) first_token_at: Option<u64>,
+    ended_at: Option<u64>,
+    sent_at: u64,
+    /// The last sign of life: accepted, held, progress.
+    pub(super) seen_at: u64,
+    /// Nodes that were lost while they ran it.
+    pub(super) deaths: u32,
+    pub(super) recalled: bool,
+    /// Why the next attempt is sent.
+    pub(super) why: Why,
+    tries: Vec<Try>,
+    outcome: Option<Outcome>,
+    error: Option<String>,
+}
+
+impl Entry {
+    pub(super) fn new(now: u64, order: u64, asked: Asked, epoch: u64) -> Self {
+        Entry {
+            id: asked.id,
+            order,
+            owner: asked.owner,
+            model: asked.model,
+            prefer: asked.prefer,
+            priority: asked.priority,
+            tokens_max: asked.tokens_max,
+            bytes: asked.bytes,
+            attempt: Attempt { epoch, number: 0 },
+            state: State::Waiting,
+            holder: None,
+            tokens: Vec::new(),
+            deadline: now.saturating_add(asked.time_us),
+            accepted_at: now,
+            waiting_since: now,
+            first_token_at: None,
+            ended_at: None,
+            sent_at: now,
+            seen_at: now,
+            deaths: 0,
+            recalled: false,
+            why: Why::New,
+            tries: Vec::new(),
+            outcome: None,
+            error: None,
+        }
+    }
+
+    pub(super) fn waiting(&self) -> Waiting {
+        Waiting {
+            id: self.id,
+            owner: self.owner.clone(),
+            model: self.model.clone(),
+            priority: self.priority,
+            order: self.order,
+            // What its owner was charged for once is not charged again.
+            tokens: if self.attempt.number == 0 { self.tokens_max } else { 0 },
+            bytes: self.bytes,
+        }
+    }
+
+    pub(super) fn send(&mut self, now: u64) {
+        self.attempt.number += 1;
+        self.state = State::Sent;
+        self.sent_at = now;
+        self.holder = None;
+        self.recalled = false;
+        if self.tries.len() < TRIES_MAX {
+            self.tries.push(Try {
+                number: self.attempt.number,
+                why: self.why,
+                holder: None,
+                sent_us: now - self.accepted_at,
+                held_us: None,
+                started_us: None,
+                ended_us: None,
+                trail: Vec::new(),
+                outcome: None,
+            });
+        }
+    }
+
+    pub(super) fn wait(&mut self, now: u64, why: Why) {
+        self.waiting_since = now;
+        self.state = State::Waiting;
+        self.holder = None;
+        self.recalled = false;
+        self.why = why;
+    }
+
+    pub(super) fn hold(&mut self, now: u64, holder: Holder, running: bool, trail: Vec<Hop>) {
+        let since = now - self.accepted_at;
+        if let Some(current) = self.current_try() {
+            current.holder = Some(holder.name.clone());
+            current.held_us.get_or_insert(since);
+            if running {
+                current.started_us.get_or_insert(since);
+            }
+            if !trail.is_empty() {
+                current.trail = trail;
+            }
+        }
+        self.holder = Some(holder);
+        self.state = if running { State::Running } else { State::Queued };
+        self.seen_at = now;
+    }
+
+    /// The first to say so holds it; after that only the same stream may.
+    pub(super) fn may_be_held_by(&self, holder: &Holder) -> bool {
+        match self.state {
+            State::Waiting | State::Ended => false,
+            State::Sent | State::Queued | State::Running => self.holder.as_ref().is_none_or(|known| known.stream == holder.stream),
+        }
+    }
+
+    /// The current attempt ended.
+    pub(super) fn tried(&mut self, now: u64, holder: Option<Holder>, outcome: Outcome, trail: Vec<Hop>) {
+        let since = now - self.accepted_at;
+        if let Some(current) = self.current_try() {
+            if let Some(holder) = holder {
+                current.holder = Some(holder.name);
+            }
+            if !trail.is_empty() {
+                current.trail = trail;
+            }
+            current.ended_us = Some(since);
+            current.outcome = Some(outcome);
+        }
+    }
+
+    pub(super) fn cancel(&self, actions: &mut Vec<Action>) {
+        if let Some(holder) = &self.holder {
+            actions.push(Action::Cancel { stream: holder.stream, id: self.id, attempt: self.attempt });
+        }
+    }
+
+    pub(super) fn placed(&self) -> Action {
+        let node = self.holder.as_ref().map(|holder| holder.name.clone());
+        Action::Placed { id: self.id, node, running: self.state == State::Running }
+    }
+
+    /// Whether a tick has something to do for it.
+    pub(super) fn due(&self, now: u64, room: &[Capacity]) -> bool {
+        let silent = now.saturating_sub(self.seen_at);
+        now >= self.deadline
+            || match self.state {
+                State::Waiting => silent >= UNSERVED_TIMEOUT_US && capacity::total(room, &self.model, |set| set.slots) == 0,
+                State::Sent => now.saturating_sub(self.sent_at) >= HOLDING_TIMEOUT_US,
+                State::Running => silent >= PROGRESS_TIMEOUT_US,
+                State::Queued | State::Ended => false,
+            }
+    }
+
+    pub(super) fn end(&mut self, now: u64, outcome: Outcome, error: Option<&str>) {
+        if self.tries.last().is_some_and(|last| last.outcome.is_none()) {
+            self.tried(now, None, outcome, Vec::new());
+        }
+        self.state = State::Ended;
+        self.outcome = Some(outcome);
+        self.error = error.map(str::to_owned);
+        self.ended_at = Some(now);
+    }
+
+    pub(super) fn way(&self) -> Way {
+        let since = |at: u64| at - self.accepted_at;
+        Way {
+            id: self.id,
+            owner: self.owner.clone(),
+            model: self.model.clone(),
+            state: self.state,
+            outcome: self.outcome,
+            tries: self.tries.clone(),
+            tokens: self.tokens.len() as u32,
+            first_token_us: self.first_token_at.map(since),
+            ended_us: self.ended_at.map(since),
+            error: self.error.clone(),
+        }
+    }
+
+    pub(super) fn trail(&self) -> &[Hop] {
+        self.tries.last().filter(|last| last.number == self.attempt.number).map_or(&[], |last| &last.trail)
+    }
+
+    fn current_try(&mut self) -> Option<&mut Try> {
+        let number = self.attempt.number;
+        self.tries.last_mut().filter(|last| last.number == number)
+    }
+}

@@ -1,0 +1,246 @@
+//! What the root owes, sentence by sentence. Random histories are in `tests/tree.rs`.
+
+use super::*;
+
+const SECOND: u64 = 1_000_000;
+
+fn ledger() -> Ledger {
+    Ledger::new(Settings { epoch: 7, eager: false, lanes: crate::LaneLimits { entries: 4, bytes: 1000 } })
+}
+
+fn id(number: u128) -> QueryId {
+    QueryId::from_u128(number)
+}
+
+fn attempt(number: u32) -> Attempt {
+    Attempt { epoch: 7, number }
+}
+
+fn holder(name: &str) -> Holder {
+    Holder { name: name.parse().unwrap(), stream: name.bytes().next().unwrap().into() }
+}
+
+fn asked(number: u128) -> Asked {
+    Asked {
+        id: id(number),
+        owner: "o".into(),
+        model: "m".into(),
+        priority: 0,
+        prefer: None,
+        tokens_max: 10,
+        bytes: 10,
+        time_us: 300 * SECOND,
+    }
+}
+
+fn room(room: u32, queue: u32) -> Event {
+    Event::Room(vec![Capacity { models: vec!["m".into()], room, queue, slots: 4 }])
+}
+
+fn held(number: u128, try_number: u32, by: &str, running: bool) -> Event {
+    Event::Held { id: id(number), attempt: attempt(try_number), holder: holder(by), running, trail: Vec::new() }
+}
+
+fn generated(number: u128, try_number: u32, by: &str, position: u32, tokens: &[u32]) -> Event {
+    Event::Generated { id: id(number), attempt: attempt(try_number), holder: holder(by), position, tokens: tokens.to_vec() }
+}
+
+impl Ledger {
+    fn feed(&mut self, now: u64, events: impl IntoIterator<Item = Event>) -> Vec<Action> {
+        let actions = events.into_iter().flat_map(|event| self.handle(now, event));
+        actions.filter(|action| !matches!(action, Action::Placed { .. })).collect()
+    }
+}
+
+/// The queries that were sent, with the numbers of their attempts.
+fn sent(actions: &[Action]) -> Vec<(QueryId, u32)> {
+    let send = |action: &Action| match action {
+        Action::Send { ticket, .. } => Some((ticket.id, ticket.attempt.number)),
+        _ => None,
+    };
+    actions.iter().filter_map(send).collect()
+}
+
+fn failure(actions: &[Action]) -> Option<&Failure> {
+    actions.iter().find_map(|action| match action {
+        Action::Fail { failure, .. } => Some(failure),
+        _ => None,
+    })
+}
+
+#[test]
+fn what_the_tree_cannot_take_waits_at_the_root_and_goes_as_room_appears() {
+    let mut ledger = ledger();
+    let actions = ledger.feed(0, [room(1, 1), Event::Asked(asked(1)), Event::Asked(asked(2)), Event::Asked(asked(3))]);
+    assert_eq!(sent(&actions), [(id(1), 1), (id(2), 1)]);
+    assert_eq!(ledger.waiting(), 1);
+    assert_eq!(sent(&ledger.feed(1, [room(1, 0)])), [(id(3), 1)]);
+}
+
+#[test]
+fn a_full_lane_refuses_with_an_honest_wait() {
+    let mut ledger = ledger();
+    ledger.feed(0, (1..=4).map(|number| Event::Asked(asked(number))));
+    let actions = ledger.feed(0, [Event::Asked(asked(5))]);
+    assert!(matches!(failure(&actions), Some(Failure::Overloaded { retry_after_ms }) if (1000..=60_000).contains(retry_after_ms)));
+    assert_eq!(ledger.live(), 4);
+}
+
+#[test]
+fn a_query_that_nobody_holds_after_two_seconds_is_sent_again() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1))]);
+    assert!(sent(&ledger.feed(SECOND, [room(1, 0), Event::Tick])).is_empty());
+    assert_eq!(sent(&ledger.feed(2 * SECOND, [Event::Tick])), [(id(1), 2)]);
+}
+
+#[test]
+fn a_lost_holders_query_goes_on_elsewhere_behind_what_was_delivered() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true), generated(1, 1, "a", 0, &[10, 11])]);
+    let actions = ledger.feed(1, [Event::HolderLost { stream: holder("a").stream }]);
+    assert_eq!(sent(&actions), [(id(1), 2)]);
+    let (delivered, _, alone) = ledger.delivered(&id(1), 1).unwrap();
+    assert_eq!((delivered, alone), (&[10, 11][..], true));
+    let actions = ledger.feed(2, [held(1, 2, "b", true), generated(1, 2, "b", 2, &[12])]);
+    assert_eq!(actions, [Action::Deliver { id: id(1) }]);
+}
+
+#[test]
+fn whatever_carries_an_older_attempt_is_cancelled_at_its_source() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true), Event::HolderLost { stream: holder("a").stream }]);
+    ledger.feed(1, [held(1, 2, "b", true)]);
+    let cancel = |by: &str, number| Action::Cancel { stream: holder(by).stream, id: id(1), attempt: attempt(number) };
+    assert_eq!(ledger.feed(2, [generated(1, 1, "a", 0, &[10])]), [cancel("a", 1)]);
+    // The right attempt from a node that never held it is no better.
+    assert_eq!(ledger.feed(2, [generated(1, 2, "c", 0, &[10])]), [cancel("c", 2)]);
+}
+
+#[test]
+fn a_token_that_is_delivered_twice_reaches_the_client_once() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
+    assert_eq!(ledger.feed(1, [generated(1, 1, "a", 0, &[10])]).len(), 1);
+    assert!(ledger.feed(1, [generated(1, 1, "a", 0, &[10])]).is_empty());
+    assert_eq!(ledger.delivered(&id(1), 1).unwrap().0, [10]);
+}
+
+#[test]
+fn a_gap_in_the_positions_costs_the_attempt_and_not_the_answer() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
+    let actions = ledger.feed(1, [generated(1, 1, "a", 3, &[10])]);
+    assert!(matches!(actions[0], Action::Cancel { .. }));
+    assert_eq!(sent(&actions), [(id(1), 2)]);
+}
+
+#[test]
+fn only_running_queries_are_blamed_for_a_death_and_the_second_one_fails_them() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 1), Event::Asked(asked(1)), Event::Asked(asked(2)), held(1, 1, "a", true), held(2, 1, "a", false)]);
+    ledger.feed(1, [room(2, 0), Event::HolderLost { stream: holder("a").stream }]);
+    assert!(ledger.delivered(&id(1), 1).unwrap().2, "the one that ran now runs alone");
+    assert!(!ledger.delivered(&id(2), 1).unwrap().2, "the one that was queued is innocent");
+    let actions = ledger.feed(2, [held(1, 2, "b", true), Event::HolderLost { stream: holder("b").stream }]);
+    assert_eq!(failure(&actions), Some(&Failure::Poison));
+}
+
+#[test]
+fn a_deadline_ends_a_query_wherever_it_is() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 0), Event::Asked(asked(1)), Event::Asked(asked(2)), held(1, 1, "a", true)]);
+    let actions = ledger.feed(300 * SECOND, [Event::Tick]);
+    assert!(actions.contains(&Action::Cancel { stream: holder("a").stream, id: id(1), attempt: attempt(1) }));
+    let failed = actions.iter().filter(|action| matches!(action, Action::Fail { failure: Failure::Deadline, .. }));
+    assert_eq!((failed.count(), ledger.live()), (2, 0));
+}
+
+#[test]
+fn a_running_query_without_progress_is_taken_from_its_holder() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
+    let progress = Event::Progressed { id: id(1), attempt: attempt(1), holder: holder("a") };
+    assert!(ledger.feed(20 * SECOND, [progress, Event::Tick]).is_empty());
+    let actions = ledger.feed(50 * SECOND, [Event::Tick]);
+    assert!(matches!(actions[0], Action::Cancel { .. }));
+    assert_eq!(sent(&actions), [(id(1), 2)]);
+}
+
+#[test]
+fn a_queued_query_is_recalled_when_room_appears_and_sent_when_it_is_back() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(0, 2), Event::Asked(asked(1)), Event::Asked(asked(2)), held(1, 1, "a", false), held(2, 1, "a", false)]);
+    let actions = ledger.feed(1, [room(1, 0)]);
+    assert_eq!(actions, [Action::Recall { stream: holder("a").stream, id: id(1), attempt: attempt(1) }]);
+    // One recall per free slot: the room is taken until the query is back.
+    assert!(ledger.feed(2, [room(1, 0)]).is_empty());
+    let returned = Event::Returned { id: id(1), attempt: attempt(1), holder: holder("a") };
+    assert_eq!(sent(&ledger.feed(3, [returned])), [(id(1), 2)]);
+}
+
+#[test]
+fn running_wins_over_a_recall_that_crosses_it() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(0, 1), Event::Asked(asked(1)), held(1, 1, "a", false), room(1, 1)]);
+    let actions = ledger.feed(1, [held(1, 1, "a", true), generated(1, 1, "a", 0, &[10])]);
+    assert_eq!(actions, [Action::Deliver { id: id(1) }]);
+    assert!(ledger.recalling.is_empty());
+}
+
+#[test]
+fn an_older_query_in_a_queue_goes_before_a_younger_one_in_the_lanes() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(0, 1), Event::Asked(asked(1)), held(1, 1, "a", false), Event::Asked(asked(2))]);
+    let actions = ledger.feed(1, [room(1, 0)]);
+    assert_eq!(actions, [Action::Recall { stream: holder("a").stream, id: id(1), attempt: attempt(1) }]);
+}
+
+#[test]
+fn a_refused_query_waits_for_fresh_numbers_instead_of_going_in_circles() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 1), Event::Asked(asked(1))]);
+    let refused = Event::Refused { id: id(1), attempt: attempt(1), holder: holder("a"), busy: true, trail: Vec::new() };
+    assert!(ledger.feed(1, [refused]).is_empty());
+    assert_eq!(sent(&ledger.feed(2, [room(1, 0)])), [(id(1), 2)]);
+}
+
+#[test]
+fn a_client_that_leaves_cancels_its_query_at_the_node_that_holds_it() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
+    let cancel = Action::Cancel { stream: holder("a").stream, id: id(1), attempt: attempt(1) };
+    assert_eq!(ledger.feed(1, [Event::ClientLeft { id: id(1) }]), [cancel]);
+    assert_eq!(ledger.way(&id(1)).unwrap().outcome, Some(Outcome::Cancelled));
+}
+
+#[test]
+fn a_query_that_was_cancelled_on_its_way_down_is_cancelled_where_it_arrives() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 0), Event::Asked(asked(1)), Event::ClientLeft { id: id(1) }]);
+    let cancel = Action::Cancel { stream: holder("a").stream, id: id(1), attempt: attempt(1) };
+    assert_eq!(ledger.feed(1, [held(1, 1, "a", true)]), [cancel]);
+}
+
+#[test]
+fn a_model_that_was_never_served_is_refused_at_once() {
+    let mut ledger = ledger();
+    let actions = ledger.feed(0, [room(1, 0), Event::Asked(Asked { model: "other".into(), ..asked(1) })]);
+    assert_eq!(failure(&actions), Some(&Failure::UnknownModel { served: vec!["m".into()] }));
+}
+
+#[test]
+fn a_model_whose_nodes_are_away_fails_after_they_had_time_to_return() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(0, 0), Event::Room(Vec::new()), Event::Asked(asked(1))]);
+    assert!(ledger.feed(UNSERVED_TIMEOUT_US - 1, [Event::Tick]).is_empty());
+    let actions = ledger.feed(UNSERVED_TIMEOUT_US, [Event::Tick]);
+    assert_eq!(failure(&actions), Some(&Failure::UnknownModel { served: Vec::new() }));
+}
+
+#[test]
+fn the_classic_rule_keeps_nothing_back() {
+    let mut ledger = Ledger::new(Settings { eager: true, ..ledger().settings.clone() });
+    let actions = ledger.feed(0, [Event::Asked(asked(1)), Event::Asked(asked(2))]);
+    assert_eq!(sent(&actions), [(id(1), 1), (id(2), 1)]);
+}

@@ -1,0 +1,308 @@
+//! The handle to a node: starts its parts in the right order, and stops them in the reverse one.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use banyan_engine::{Engine, Step};
+use banyan_etcd::{Member, Model, RegisterError, Registration, Registry, Role};
+use banyan_proto::{
+    FILE_DESCRIPTORS, NodeName, VERSION,
+    v1::{inspect_server::InspectServer, root_server::RootServer, tree_server::TreeServer},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    core::{Core, Handle},
+    deliver::Deliver,
+    dial,
+    inspect::{Facts, Inspector},
+    services::{InspectService, RootService, TreeService},
+    uplink::Uplink,
+};
+
+/// What is being sent when a node stops gets that long to leave.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A running node. Dropping it stops it roughly; [`Node::stop`] does so cleanly.
+pub struct Node {
+    address: String,
+    core: Handle,
+    registration: Arc<Mutex<Option<Registration>>>,
+    inspector: Arc<Inspector>,
+    cancel: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    links: Vec<JoinHandle<()>>,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The listener is unusable.
+    #[error("failed to use the listening socket")]
+    Listen {
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A root has no engine, and everyone else has one.
+    #[error("{0}")]
+    Engine(&'static str),
+    /// The registry refused.
+    #[error("failed to register {name}")]
+    Register {
+        /// The node.
+        name: NodeName,
+        /// Why.
+        source: RegisterError,
+    },
+    /// The parent did not appear in time.
+    #[error("no node {parent} appeared within {} s: start it, or name another parent", waited.as_secs_f32())]
+    ParentMissing {
+        /// The wanted parent.
+        parent: NodeName,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// gRPC reflection could not be set up.
+    #[error("failed to describe the services")]
+    Reflection {
+        /// Why.
+        source: tonic_reflection::server::Error,
+    },
+}
+
+/// Why a node ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its server did.
+    #[error("the node's server ended")]
+    Server,
+    /// Its task did.
+    #[error("the node's task ended")]
+    Core,
+}
+
+impl Node {
+    /// Registers the node, starts its services on `listener`, and attaches it to its parent in the background. A root
+    /// has no engine; every other node has one, whose model answers already.
+    ///
+    /// # Errors
+    /// When the name is taken, the parent does not appear in time, or the registry or the socket can't be used.
+    pub async fn start(
+        config: Config,
+        registry: Registry,
+        engine: Option<(Engine, mpsc::Receiver<Step>)>,
+        listener: TcpListener,
+    ) -> Result<Node, StartError> {
+        match (&config.parent, &engine) {
+            (None, Some(_)) => return Err(StartError::Engine("a root never infers, so it takes no engine")),
+            (Some(_), None) => return Err(StartError::Engine("a node that is no root needs an engine")),
+            _ => {}
+        }
+        let bound = listener.local_addr().map_err(|source| StartError::Listen { source })?;
+        let address = config.advertise.clone().unwrap_or_else(|| reachable(bound));
+        let info = engine.as_ref().map(|(engine, _)| engine.info().clone());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let member = Member {
+            name: config.name.clone(),
+            parent: config.parent.clone(),
+            address: address.clone(),
+            role: if config.parent.is_none() { Role::Root } else { Role::Node },
+            tree: config.tree.clone(),
+            incarnation: now.as_nanos() as u64,
+            version: VERSION.to_owned(),
+            models: info.iter().map(|info| Model { id: info.model.clone(), context: info.context, chat: info.chat, created: info.created }).collect(),
+            device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
+            started_at: now.as_millis() as u64,
+        };
+        let registration = register(&config, &registry, member).await?;
+        let incarnation = registration.member().incarnation;
+        let cancel = CancellationToken::new();
+        let core = Core::spawn(&config, engine, registration.epoch(), cancel.clone());
+        let (wanted, wanted_seen) = match &config.parent {
+            Some(parent) => {
+                let (sender, receiver) = watch::channel(parent.clone());
+                (Some(sender), Some(receiver))
+            }
+            None => (None, None),
+        };
+        let fingerprint = info.as_ref().map(|info| info.fingerprint.clone()).unwrap_or_default();
+        let batch_max = info.as_ref().map_or(0, |info| config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1)));
+        let inspector = Arc::new(Inspector {
+            facts: Facts {
+                name: config.name.clone(),
+                address: address.clone(),
+                tree: config.tree.clone(),
+                cluster: registry.cluster().clone(),
+                registry: registry.endpoints().join(","),
+                incarnation,
+                root: config.parent.is_none(),
+                device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
+                models: info.iter().map(|info| info.model.clone()).collect(),
+                fingerprint: fingerprint.clone(),
+                busy_at: config.busy_at.unwrap_or(batch_max).min(batch_max),
+                batch_max,
+                routing: config.routing.to_string(),
+            },
+            core: core.clone(),
+            registered: registration.registered(),
+            registration: Arc::new(Mutex::new(Some(registration))),
+            wanted,
+        });
+        let server = serve(&config, &registry, &inspector, listener, cancel.clone()).await?;
+        let mut links = Vec::new();
+        if let Some(wanted) = wanted_seen {
+            let (root, root_seen) = watch::channel(None);
+            let deliver = Deliver {
+                name: config.name.clone(),
+                incarnation,
+                fingerprint: fingerprint.clone(),
+                core: core.clone(),
+                root: root_seen,
+            };
+            let uplink = Uplink {
+                name: config.name.clone(),
+                tree: config.tree.clone(),
+                address: address.clone(),
+                incarnation,
+                fingerprint,
+                registry,
+                wanted,
+                core: core.clone(),
+                root,
+                inspector: inspector.clone(),
+            };
+            links.push(tokio::spawn(uplink.run()));
+            links.push(tokio::spawn(deliver.run()));
+        }
+        Ok(Node { address, core, registration: inspector.registration.clone(), inspector, cancel, server, links })
+    }
+
+    /// Where others reach the node, as `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Waits until the node can be given queries: it is attached, and has a way to the root. A root is ready at once.
+    pub async fn ready(&self) {
+        loop {
+            match self.inspector.status("").await {
+                Ok(status) if status.state == "ready" || status.state == "busy" => return,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                // Stopping: there is nothing to wait for.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Hands back what the node holds (a root fails what is live), leaves the registry, and closes every link.
+    pub async fn stop(mut self) {
+        self.core.stop().await;
+        let registration = self.registration.lock().await.take();
+        if let Some(registration) = registration {
+            registration.leave().await;
+        }
+        // What was handed back must reach the root before its stream is cut, so the streams' own ends come first.
+        for link in &mut self.links {
+            if timeout(STOP_TIMEOUT, &mut *link).await.is_err() {
+                link.abort();
+            }
+        }
+        self.cancel.cancel();
+        if timeout(STOP_TIMEOUT, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+    }
+
+    /// Waits until the node ends by itself, which it should not.
+    pub async fn failed(&mut self) -> NodeError {
+        tokio::select! {
+            _ = &mut self.server => NodeError::Server,
+            () = self.core.ended() => NodeError::Core,
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        for link in &self.links {
+            link.abort();
+        }
+        // With the task its streams end, and with these the server.
+    }
+}
+
+/// Registers, and waits for the parent where it is not there yet.
+async fn register(config: &Config, registry: &Registry, member: Member) -> Result<Registration, StartError> {
+    let deadline = Instant::now() + config.parent_timeout;
+    let mut view = registry.watch();
+    let mut told = false;
+    loop {
+        match registry.register(member.clone()).await {
+            Ok(registration) => return Ok(registration),
+            Err(RegisterError::ParentMissing { parent, .. }) => {
+                if !told {
+                    tracing::warn!(node = %config.name, %parent, timeout_s = config.parent_timeout.as_secs(), "the parent is not there yet, waiting for it");
+                    told = true;
+                }
+                let appeared = timeout_at(deadline, view.wait_for(|view| view.members.contains_key(&parent)));
+                match appeared.await {
+                    Ok(Ok(_)) => {}
+                    // The watch lives as long as the registry's handle, which we have.
+                    Ok(Err(_)) | Err(_) => return Err(StartError::ParentMissing { parent, waited: config.parent_timeout }),
+                }
+            }
+            Err(source) => return Err(StartError::Register { name: config.name.clone(), source }),
+        }
+    }
+}
+
+async fn serve(
+    config: &Config,
+    registry: &Registry,
+    inspector: &Arc<Inspector>,
+    listener: TcpListener,
+    cancel: CancellationToken,
+) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, StartError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTORS)
+        .build_v1()
+        .map_err(|source| StartError::Reflection { source })?;
+    let core = inspector.core.clone();
+    let limit = banyan_proto::MESSAGE_BYTES_MAX;
+    let tree = TreeServer::new(TreeService::new(config.name.clone(), registry.cluster().clone(), core.clone()));
+    let inspect = InspectServer::new(InspectService { inspector: inspector.clone(), core: core.clone() });
+    // Only a root answers questions and takes deliveries.
+    let root = config.parent.is_none().then(|| {
+        RootServer::new(RootService::new(core)).max_decoding_message_size(limit).max_encoding_message_size(limit)
+    });
+    let router = dial::server()
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(inspect)
+        .add_service(tree.max_decoding_message_size(limit).max_encoding_message_size(limit))
+        .add_optional_service(root);
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    Ok(tokio::spawn(router.serve_with_incoming_shutdown(incoming, cancel.cancelled_owned())))
+}
+
+/// The address that others on this machine reach; who listens on all interfaces advertises another one by hand.
+fn reachable(bound: SocketAddr) -> String {
+    if bound.ip().is_unspecified() {
+        let loopback = if bound.is_ipv4() { "127.0.0.1" } else { "[::1]" };
+        return format!("{loopback}:{}", bound.port());
+    }
+    bound.to_string()
+}

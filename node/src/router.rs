@@ -1,0 +1,501 @@
+//! The rule: which node runs a query, and which child gets it when this one can't.
+//!
+//! > The root never infers. A node that has room runs the query. A node that is busy passes it on, round-robin, to the
+//! > next child whose subtree has room. A node with nobody to pass it to queues it. Whatever waits when the engine frees
+//! > joins the running batch.
+//!
+//! Pure code: an [`Event`] goes in, [`Action`]s come out; no clock, no task, no wire. What the root owes to whom is the
+//! ledger's; when capacity reports leave is the node task's.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use banyan_proto::{Attempt, NodeName, QueryId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    capacity::{self, Capacity, serves},
+    config::Routing,
+};
+
+/// A trail longer than any legal tree is deep means that the links form a cycle.
+const HOPS_MAX: u32 = 40;
+
+/// What a router is built from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The node's name, for queries that prefer it.
+    pub name: NodeName,
+    /// How a child is picked.
+    pub routing: Routing,
+    /// The node's own engine; `None` at the root, which never infers.
+    pub engine: Option<Engine>,
+}
+
+/// What the router knows of the node's engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Engine {
+    /// The models that share it.
+    pub models: Vec<Arc<str>>,
+    /// Sequences that run before the node calls itself busy.
+    pub busy_at: u32,
+    /// Sequences that run together at most, and as many may wait: one batch computes while one waits, so the engine
+    /// never idles between them.
+    pub batch_max: u32,
+}
+
+/// What routing needs to know of a query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// Which query.
+    pub id: QueryId,
+    /// Which try at it.
+    pub attempt: Attempt,
+    /// The model; empty: any.
+    pub model: Arc<str>,
+    /// Goes there when it has room.
+    pub prefer: Option<NodeName>,
+    /// Nodes that it came through.
+    pub hops: u32,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The way to the root opened or closed: without it the node can't deliver, so it takes nothing.
+    Connected(bool),
+    /// A child attached.
+    ChildJoined {
+        /// Its name.
+        child: NodeName,
+    },
+    /// A child's link ended.
+    ChildLeft {
+        /// Its name.
+        child: NodeName,
+    },
+    /// A child said what its subtree can take.
+    ChildReported {
+        /// Its name.
+        child: NodeName,
+        /// Queries that had come down its link by then.
+        received: u64,
+        /// Room per set of models that share an engine.
+        capacity: Vec<Capacity>,
+    },
+    /// A query came from the parent (or, at the root, from the ledger).
+    Arrived(Ticket),
+    /// A sequence left the engine.
+    Ended {
+        /// Which.
+        id: QueryId,
+    },
+    /// The root wants nothing more of an attempt.
+    Cancelled {
+        /// Which query.
+        id: QueryId,
+        /// This attempt at it, or any older one.
+        attempt: Attempt,
+    },
+    /// The root wants an attempt back, if it has not started.
+    Recalled {
+        /// Which query.
+        id: QueryId,
+        /// This attempt at it.
+        attempt: Attempt,
+    },
+}
+
+/// What to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Give the query to the engine.
+    Execute {
+        /// Which.
+        id: QueryId,
+    },
+    /// Keep the query until the engine frees.
+    Queue {
+        /// Which.
+        id: QueryId,
+    },
+    /// Send the query down.
+    Forward {
+        /// Which.
+        id: QueryId,
+        /// To whom.
+        child: NodeName,
+        /// Why this one.
+        choice: Choice,
+    },
+    /// Tell the root to send the query elsewhere.
+    Refuse {
+        /// Which.
+        id: QueryId,
+        /// Why.
+        because: Because,
+    },
+    /// Hand a queued query back to the root.
+    Return {
+        /// Which.
+        id: QueryId,
+    },
+    /// Take a running query from the engine.
+    Abort {
+        /// Which.
+        id: QueryId,
+    },
+    /// Forget a queued query.
+    Drop {
+        /// Which.
+        id: QueryId,
+    },
+    /// Tell the parent what the subtree can take now.
+    Report {
+        /// Per set of models that share an engine.
+        capacity: Vec<Capacity>,
+        /// Room appeared or vanished: not to be coalesced with later changes.
+        urgent: bool,
+    },
+}
+
+/// Why a child was picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Choice {
+    /// The query prefers it.
+    Preferred,
+    /// Its subtree has room.
+    Room,
+    /// No child has room, and it was its turn.
+    Turn,
+}
+
+/// Why a query was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Because {
+    /// Queue full, and nobody to pass it to.
+    Busy,
+    /// Neither the node nor any child serves the model.
+    Model,
+    /// The node has no way to the root.
+    Disconnected,
+    /// It came through more nodes than any tree is deep.
+    Hops,
+    /// The engine has not yet let go of an older attempt at it.
+    Held,
+}
+
+/// Decides for one node. See the module.
+#[derive(Debug)]
+pub struct Router {
+    settings: Settings,
+    connected: bool,
+    running: BTreeMap<QueryId, Attempt>,
+    queue: VecDeque<Ticket>,
+    children: Vec<Child>,
+    /// Where the next round begins.
+    turn: usize,
+    reported: Vec<Capacity>,
+}
+
+#[derive(Debug)]
+struct Child {
+    name: NodeName,
+    capacity: Vec<Capacity>,
+    /// Queries sent since it attached.
+    sent: u64,
+    /// Models of those that its last report did not count yet, the oldest first.
+    unseen: VecDeque<Arc<str>>,
+    /// Credit of smooth weighted round-robin.
+    credit: i64,
+}
+
+impl Router {
+    /// A router with no children and an idle engine. A root is connected from the start.
+    pub fn new(settings: Settings) -> Self {
+        let connected = settings.engine.is_none();
+        Router { settings, connected, running: BTreeMap::new(), queue: VecDeque::new(), children: Vec::new(), turn: 0, reported: Vec::new() }
+    }
+
+    /// What this node was built from.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Queries that the engine runs.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Queries that wait here.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The queries that wait here, the next one first.
+    pub fn waiting(&self) -> impl Iterator<Item = &Ticket> {
+        self.queue.iter()
+    }
+
+    /// Whether a query that came now would run here.
+    pub fn has_room(&self) -> bool {
+        self.own_room() > 0
+    }
+
+    /// A child's estimated room and the number of queries sent to it.
+    pub fn child(&self, name: &NodeName) -> Option<(u32, u64)> {
+        let child = self.children.iter().find(|child| child.name == *name)?;
+        Some((child.estimate().iter().map(|set| set.room).sum(), child.sent))
+    }
+
+    /// What the subtree can take, this node included, per set of models that share an engine.
+    pub fn capacity(&self) -> Vec<Capacity> {
+        let mut sum = Vec::new();
+        if let Some(engine) = &self.settings.engine {
+            // A node with children passes on what it can't run, and keeps no queue.
+            let queue = if self.children.is_empty() && self.connected { engine.batch_max.saturating_sub(self.queue.len() as u32) } else { 0 };
+            let own = Capacity { models: engine.models.clone(), room: self.own_room(), queue, slots: engine.busy_at };
+            capacity::add(&mut sum, own);
+        }
+        for child in &self.children {
+            for set in child.estimate() {
+                capacity::add(&mut sum, set);
+            }
+        }
+        sum
+    }
+
+    /// Decides what to do about one event.
+    pub fn handle(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Connected(connected) => self.connected = connected,
+            Event::ChildJoined { child } => {
+                self.remove_child(&child);
+                self.children.push(Child { name: child, capacity: Vec::new(), sent: 0, unseen: VecDeque::new(), credit: 0 });
+            }
+            Event::ChildLeft { child } => self.remove_child(&child),
+            Event::ChildReported { child, received, capacity } => {
+                if let Some(child) = self.children.iter_mut().find(|known| known.name == child) {
+                    child.report(received, capacity);
+                }
+            }
+            Event::Arrived(ticket) => {
+                let action = self.give_way(&ticket, &mut actions).unwrap_or_else(|| self.route(ticket));
+                actions.push(action);
+            }
+            Event::Ended { id } => {
+                if self.running.remove(&id).is_some() {
+                    self.start_waiting(&mut actions);
+                }
+            }
+            Event::Cancelled { id, attempt } => {
+                if self.running.get(&id).is_some_and(|running| *running <= attempt) {
+                    // The slot stays taken until the engine says that the sequence ended.
+                    actions.push(Action::Abort { id });
+                } else if self.take_queued(id, |queued| queued <= attempt) {
+                    actions.push(Action::Drop { id });
+                }
+            }
+            Event::Recalled { id, attempt } => {
+                if self.take_queued(id, |queued| queued == attempt) {
+                    actions.push(Action::Return { id });
+                }
+            }
+        }
+        self.report(&mut actions);
+        actions
+    }
+
+    /// An older attempt at the same query gives way to the new one. While the engine still has it the new one can't
+    /// stay here: results are told apart by query.
+    fn give_way(&mut self, ticket: &Ticket, actions: &mut Vec<Action>) -> Option<Action> {
+        let id = ticket.id;
+        if let Some(running) = self.running.get(&id) {
+            if *running < ticket.attempt {
+                actions.push(Action::Abort { id });
+            }
+            return Some(Action::Refuse { id, because: Because::Held });
+        }
+        if self.take_queued(id, |queued| queued < ticket.attempt) {
+            actions.push(Action::Drop { id });
+        }
+        None
+    }
+
+    fn route(&mut self, ticket: Ticket) -> Action {
+        let id = ticket.id;
+        if ticket.hops >= HOPS_MAX {
+            return Action::Refuse { id, because: Because::Hops };
+        }
+        let ours = self.settings.engine.as_ref().is_some_and(|engine| serves(&engine.models, &ticket.model));
+        let preferred_elsewhere = ticket.prefer.as_ref().filter(|name| **name != self.settings.name);
+        if let Some(child) = preferred_elsewhere.and_then(|name| self.preferred(name, &ticket.model)) {
+            return self.forward(child, ticket, Choice::Preferred);
+        }
+        if ours && self.own_room() > 0 {
+            self.running.insert(id, ticket.attempt);
+            return Action::Execute { id };
+        }
+        if let Some((child, choice)) = self.choose(&ticket.model) {
+            return self.forward(child, ticket, choice);
+        }
+        let Some(engine) = self.settings.engine.as_ref().filter(|_| ours) else {
+            return Action::Refuse { id, because: Because::Model };
+        };
+        if !self.connected {
+            return Action::Refuse { id, because: Because::Disconnected };
+        }
+        if self.queue.len() >= engine.batch_max as usize {
+            return Action::Refuse { id, because: Because::Busy };
+        }
+        self.queue.push_back(ticket);
+        Action::Queue { id }
+    }
+
+    fn forward(&mut self, index: usize, ticket: Ticket, choice: Choice) -> Action {
+        let child = &mut self.children[index];
+        child.sent += 1;
+        child.unseen.push_back(ticket.model);
+        // The turn advances even when the send should fail: a dead child then costs one query a lap.
+        self.turn = index + 1;
+        Action::Forward { id: ticket.id, child: child.name.clone(), choice }
+    }
+
+    fn preferred(&self, name: &NodeName, model: &str) -> Option<usize> {
+        self.children.iter().position(|child| child.name == *name && child.room(model) > 0)
+    }
+
+    /// The child that gets a query which this node can't run.
+    fn choose(&mut self, model: &str) -> Option<(usize, Choice)> {
+        let count = self.children.len();
+        let order: Vec<usize> = (0..count).map(|step| (self.turn + step) % count).collect();
+        let with_room = || order.iter().copied().filter(|&index| self.children[index].room(model) > 0);
+        let chosen = match self.settings.routing {
+            Routing::Classic => None,
+            Routing::RoundRobin => with_room().next(),
+            Routing::LeastBusy => with_room().reduce(|best, next| {
+                let (best_child, next_child) = (&self.children[best], &self.children[next]);
+                // Compares room / slots without dividing.
+                let left = u64::from(next_child.room(model)) * u64::from(best_child.slots(model));
+                let right = u64::from(best_child.room(model)) * u64::from(next_child.slots(model));
+                if left > right { next } else { best }
+            }),
+            Routing::Weighted => {
+                let open: Vec<usize> = with_room().collect();
+                self.weighted(&open, model)
+            }
+        };
+        if let Some(index) = chosen {
+            return Some((index, Choice::Room));
+        }
+        // A queue with space before one without, and any child that serves the model before nobody, so that nothing
+        // depends on fresh numbers.
+        let classic = self.settings.routing == Routing::Classic;
+        let serving = || order.iter().copied().filter(|&index| self.children[index].serves(model));
+        let queueing = serving().find(|&index| !classic && self.children[index].queue(model) > 0);
+        queueing.or_else(|| serving().next()).map(|index| (index, Choice::Turn))
+    }
+
+    /// Smooth weighted round-robin (as in nginx): everyone gains its weight, the richest is picked and pays the sum.
+    fn weighted(&mut self, open: &[usize], model: &str) -> Option<usize> {
+        let mut sum = 0;
+        for &index in open {
+            let weight = i64::from(self.children[index].slots(model).max(1));
+            self.children[index].credit += weight;
+            sum += weight;
+        }
+        let richest = open.iter().copied().max_by_key(|&index| (self.children[index].credit, std::cmp::Reverse(index)))?;
+        self.children[richest].credit -= sum;
+        Some(richest)
+    }
+
+    fn own_room(&self) -> u32 {
+        match &self.settings.engine {
+            Some(engine) if self.connected && self.queue.is_empty() => engine.busy_at.saturating_sub(self.running.len() as u32),
+            _ => 0,
+        }
+    }
+
+    fn start_waiting(&mut self, actions: &mut Vec<Action>) {
+        let batch_max = self.settings.engine.as_ref().map_or(0, |engine| engine.batch_max) as usize;
+        while self.running.len() < batch_max
+            && let Some(ticket) = self.queue.pop_front()
+        {
+            self.running.insert(ticket.id, ticket.attempt);
+            actions.push(Action::Execute { id: ticket.id });
+        }
+    }
+
+    fn take_queued(&mut self, id: QueryId, matches: impl Fn(Attempt) -> bool) -> bool {
+        let found = self.queue.iter().position(|ticket| ticket.id == id && matches(ticket.attempt));
+        found.and_then(|index| self.queue.remove(index)).is_some()
+    }
+
+    fn remove_child(&mut self, name: &NodeName) {
+        if let Some(index) = self.children.iter().position(|child| child.name == *name) {
+            self.children.remove(index);
+            // The others keep their turns.
+            if index < self.turn {
+                self.turn -= 1;
+            }
+        }
+    }
+
+    fn report(&mut self, actions: &mut Vec<Action>) {
+        let capacity = self.capacity();
+        if capacity == self.reported {
+            return;
+        }
+        let urgent = capacity::opened_or_closed(&self.reported, &capacity);
+        self.reported.clone_from(&capacity);
+        actions.push(Action::Report { capacity, urgent });
+    }
+}
+
+impl Child {
+    fn report(&mut self, received: u64, capacity: Vec<Capacity>) {
+        let unseen = self.sent.saturating_sub(received) as usize;
+        while self.unseen.len() > unseen {
+            self.unseen.pop_front();
+        }
+        self.capacity = capacity;
+    }
+
+    /// Its last report, less what was sent to it since.
+    fn estimate(&self) -> Vec<Capacity> {
+        let mut estimate = self.capacity.clone();
+        for model in &self.unseen {
+            capacity::take(&mut estimate, model);
+        }
+        estimate
+    }
+
+    fn sum(&self, model: &str, part: impl Fn(&Capacity) -> u32) -> u32 {
+        if self.unseen.is_empty() {
+            return self.capacity.iter().filter(|set| serves(&set.models, model)).map(part).sum();
+        }
+        self.estimate().iter().filter(|set| serves(&set.models, model)).map(part).sum()
+    }
+
+    fn room(&self, model: &str) -> u32 {
+        self.sum(model, |set| set.room)
+    }
+
+    fn queue(&self, model: &str) -> u32 {
+        self.sum(model, |set| set.queue)
+    }
+
+    fn slots(&self, model: &str) -> u32 {
+        self.sum(model, |set| set.slots)
+    }
+
+    fn serves(&self, model: &str) -> bool {
+        self.capacity.iter().any(|set| serves(&set.models, model))
+    }
+}

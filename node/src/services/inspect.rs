@@ -1,0 +1,59 @@
+//! `Inspect`: looking in from outside, by name.
+
+use std::sync::Arc;
+
+use banyan_proto::{v1, v1::inspect_server::Inspect};
+use futures::{StreamExt as _, stream};
+use tokio_stream::wrappers::BroadcastStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    core::{Handle, Input},
+    inspect::{Inspector, Unanswered},
+};
+
+pub(crate) struct InspectService {
+    pub(crate) inspector: Arc<Inspector>,
+    pub(crate) core: Handle,
+}
+
+#[tonic::async_trait]
+impl Inspect for InspectService {
+    async fn status(&self, request: Request<v1::Target>) -> Result<Response<v1::NodeStatus>, Status> {
+        Ok(Response::new(self.inspector.status(&request.into_inner().name).await?))
+    }
+
+    type LogStream = stream::BoxStream<'static, Result<v1::Decision, Status>>;
+
+    async fn log(&self, request: Request<v1::LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        let request = request.into_inner();
+        if !self.inspector.is_us(&request.name) {
+            if request.follow {
+                return Err(Status::failed_precondition("a log is followed at the node itself, whose address does not answer"));
+            }
+            let decisions = self.inspector.log(&request).await?.decisions;
+            return Ok(Response::new(stream::iter(decisions.into_iter().map(Ok)).boxed()));
+        }
+        let last = request.last;
+        let (kept, followed) = self.core.request(|reply| Input::Log { last, reply }).await.map_err(|_| Unanswered::Stopped)?;
+        let kept = stream::iter(kept.into_iter().map(Ok));
+        if !request.follow {
+            return Ok(Response::new(kept.boxed()));
+        }
+        // A follower that can't keep up misses decisions; their numbers show the gap.
+        let followed = BroadcastStream::new(followed).filter_map(async |decision| decision.ok().map(Ok));
+        Ok(Response::new(kept.chain(followed).boxed()))
+    }
+
+    async fn view(&self, request: Request<v1::Target>) -> Result<Response<v1::TreeView>, Status> {
+        Ok(Response::new(self.inspector.view(&request.into_inner().name).await?))
+    }
+
+    async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::Way>, Status> {
+        Ok(Response::new(self.inspector.why(request.into_inner().id).await?))
+    }
+
+    async fn r#move(&self, request: Request<v1::MoveRequest>) -> Result<Response<v1::Moved>, Status> {
+        Ok(Response::new(self.inspector.move_to(&request.into_inner()).await?))
+    }
+}

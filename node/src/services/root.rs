@@ -1,0 +1,83 @@
+//! `Root`: the API's questions come in, and the nodes' deliveries.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use banyan_proto::{NodeName, QueryId, v1, v1::root_server::Root};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::core::{self, AnswerStream, Ask, Handle, HolderLink, Input};
+
+pub(crate) struct RootService {
+    core: Handle,
+    streams: AtomicU64,
+}
+
+impl RootService {
+    pub(crate) fn new(core: Handle) -> Self {
+        RootService { core, streams: AtomicU64::new(0) }
+    }
+}
+
+#[tonic::async_trait]
+impl Root for RootService {
+    type AskStream = AnswerStream;
+
+    async fn ask(&self, request: Request<v1::Question>) -> Result<Response<AnswerStream>, Status> {
+        let question = request.into_inner();
+        let id = question.header.as_ref().and_then(|header| QueryId::from_wire(&header.id).ok());
+        let id = id.ok_or_else(|| Status::invalid_argument("the header has no 16-byte id"))?;
+        let (to, from) = mpsc::unbounded_channel();
+        let read = Arc::new(AtomicU64::new(0));
+        let ask = Ask { question, to, read: read.clone() };
+        self.core.tell(Input::Ask(ask)).await.map_err(|_| stopping())?;
+        Ok(Response::new(self.core.answers(id, from, read)))
+    }
+
+    type DeliverStream = futures::stream::BoxStream<'static, Result<v1::Control, Status>>;
+
+    async fn deliver(&self, request: Request<Streaming<v1::Delivery>>) -> Result<Response<Self::DeliverStream>, Status> {
+        let mut deliveries = request.into_inner();
+        let hello = match deliveries.message().await?.and_then(|delivery| delivery.kind) {
+            Some(v1::delivery::Kind::Hello(hello)) => hello,
+            _ => return Err(Status::invalid_argument("a node says hello first")),
+        };
+        let name: NodeName = hello.node.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        let (to, outbox) = mpsc::channel(core::OUTBOX);
+        self.core.tell(Input::HolderJoined(HolderLink { name, stream, to })).await.map_err(|_| stopping())?;
+        tokio::spawn(read(self.core.clone(), stream, deliveries));
+        let controls = futures::StreamExt::map(ReceiverStream::new(outbox), Ok);
+        Ok(Response::new(Box::pin(controls)))
+    }
+}
+
+/// Passes on frames until the stream ends. The root always reads: a frame waits for the task alone, never for a client.
+async fn read(core: Handle, stream: u64, mut deliveries: Streaming<v1::Delivery>) {
+    loop {
+        match deliveries.message().await {
+            Ok(Some(delivery)) => {
+                if let Some(v1::delivery::Kind::Frame(frame)) = delivery.kind
+                    && core.tell(Input::Frame { stream, frame }).await.is_err()
+                {
+                    return;
+                }
+            }
+            Ok(None) => break,
+            Err(status) => {
+                tracing::info!(stream, error = status.message(), "a node's stream broke");
+                break;
+            }
+        }
+    }
+    // Fails only when the root is stopping.
+    let _ = core.tell(Input::HolderGone { stream }).await;
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the root is stopping")
+}

@@ -1,0 +1,84 @@
+//! `Tree`: the parent's side of the link to a child.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use banyan_proto::{NodeName, v1, v1::tree_server::Tree};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::core::{self, ChildLink, Handle, Input};
+
+pub(crate) struct TreeService {
+    pub(crate) name: NodeName,
+    pub(crate) cluster: NodeName,
+    pub(crate) core: Handle,
+    links: AtomicU64,
+}
+
+impl TreeService {
+    pub(crate) fn new(name: NodeName, cluster: NodeName, core: Handle) -> Self {
+        TreeService { name, cluster, core, links: AtomicU64::new(0) }
+    }
+
+    /// Why this child can't be had, if it can't.
+    async fn objection(&self, hello: &v1::Hello) -> Option<String> {
+        if hello.cluster != self.cluster.as_str() {
+            return Some(format!("{} belongs to the cluster {}, not to {}", self.name, self.cluster, hello.cluster));
+        }
+        if hello.name == self.name.as_str() {
+            return Some(format!("{} can't be its own parent", self.name));
+        }
+        let ancestry = self.core.request(Input::Snapshot).await.ok()?.ancestry;
+        ancestry.contains(&hello.name).then(|| format!("{} is above {}, so attaching would close a circle", hello.name, self.name))
+    }
+}
+
+#[tonic::async_trait]
+impl Tree for TreeService {
+    type AttachStream = futures::stream::BoxStream<'static, Result<v1::Down, Status>>;
+
+    async fn attach(&self, request: Request<Streaming<v1::Up>>) -> Result<Response<Self::AttachStream>, Status> {
+        let mut up = request.into_inner();
+        let hello = match up.message().await?.and_then(|up| up.kind) {
+            Some(v1::up::Kind::Hello(hello)) => hello,
+            _ => return Err(Status::invalid_argument("a child says hello first")),
+        };
+        let name: NodeName = hello.name.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
+        if let Some(message) = self.objection(&hello).await {
+            let rejected = v1::Down { kind: Some(v1::down::Kind::Rejected(v1::Rejected { message })) };
+            return Ok(Response::new(Box::pin(futures::stream::iter([Ok(rejected)]))));
+        }
+        let link = self.links.fetch_add(1, Ordering::Relaxed) + 1;
+        let (to, outbox) = mpsc::channel(core::OUTBOX);
+        let attached = ChildLink { name: name.clone(), address: hello.address, link, to };
+        self.core.tell(Input::ChildAttached(attached)).await.map_err(|_| Status::unavailable("the node is stopping"))?;
+        tokio::spawn(read(self.core.clone(), name, link, up));
+        let down = futures::StreamExt::map(ReceiverStream::new(outbox), Ok);
+        Ok(Response::new(Box::pin(down)))
+    }
+}
+
+/// Passes on what the child says until its stream ends.
+async fn read(core: Handle, child: NodeName, link: u64, mut up: Streaming<v1::Up>) {
+    loop {
+        let input = match up.message().await {
+            Ok(Some(up)) => match up.kind {
+                Some(v1::up::Kind::Report(report)) => Input::ChildReport { child: child.clone(), link, report },
+                Some(v1::up::Kind::Inspected(inspected)) => Input::Inspected { inspected },
+                // A second hello says nothing new; what is unknown comes from a newer child.
+                Some(v1::up::Kind::Hello(_)) | None => continue,
+            },
+            Ok(None) => break,
+            Err(status) => {
+                tracing::info!(%child, error = status.message(), "a child's link broke");
+                break;
+            }
+        };
+        if core.tell(input).await.is_err() {
+            return;
+        }
+    }
+    // Fails only when the node is stopping.
+    let _ = core.tell(Input::ChildGone { child, link }).await;
+}

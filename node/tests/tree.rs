@@ -1,0 +1,530 @@
+//! Random trees, loads, joins and losses through the production router and ledger, with messages that arrive in any order
+//! between links and in order on each. No clock, no tasks: a case replays from its seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use banyan_node::{
+    LaneLimits, Routing,
+    capacity::{Capacity, serves},
+    ledger::{self, Asked, Failure, Holder, Ledger},
+    router::{self, Because, Router, Ticket},
+};
+use banyan_proto::{Attempt, NodeName, QueryId};
+use proptest::prelude::*;
+
+const MODELS: [&str; 2] = ["small", "large"];
+
+/// One thing that happens next; the numbers pick among what is possible then.
+#[derive(Clone, Debug)]
+enum Step {
+    Ask { model: u8, owner: u8, tokens: u8 },
+    ClientLeaves(u8),
+    Deliver(u16),
+    EngineStep(u8),
+    Report(u8),
+    Join { below: u8, model: u8, busy_at: u8, batch: u8 },
+    Kill(u8),
+    Time,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (any::<u8>(), 0u8..3, 1u8..6).prop_map(|(model, owner, tokens)| Step::Ask { model, owner, tokens }),
+        1 => any::<u8>().prop_map(Step::ClientLeaves),
+        20 => any::<u16>().prop_map(Step::Deliver),
+        10 => any::<u8>().prop_map(Step::EngineStep),
+        6 => any::<u8>().prop_map(Step::Report),
+        1 => (any::<u8>(), any::<u8>(), 1u8..4, 0u8..4).prop_map(|(below, model, busy_at, more)| Step::Join {
+            below,
+            model,
+            busy_at,
+            batch: busy_at + more
+        }),
+        1 => any::<u8>().prop_map(Step::Kill),
+        1 => Just(Step::Time),
+    ]
+}
+
+fn routing() -> impl Strategy<Value = Routing> {
+    prop_oneof![Just(Routing::RoundRobin), Just(Routing::Weighted), Just(Routing::LeastBusy), Just(Routing::Classic)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_query_is_answered_once_in_order_and_none_waits_while_a_node_idles(
+        routing in routing(),
+        nodes in proptest::collection::vec((any::<u8>(), any::<u8>(), 1u8..4, 0u8..4), 1..8),
+        steps in proptest::collection::vec(step(), 1..400),
+    ) {
+        let mut world = World::new(routing);
+        for (below, model, busy_at, more) in nodes {
+            world.join(below, model, busy_at, busy_at + more);
+        }
+        for step in steps {
+            world.step(step);
+        }
+        world.settle();
+        world.nobody_waits_while_a_node_idles();
+        world.run_dry();
+    }
+}
+
+/// What a node sends to its parent, or its link's end.
+enum Up {
+    Report { received: u64, capacity: Vec<Capacity> },
+    Gone,
+}
+
+/// What a node sends to the root, or its stream's end.
+enum Delivery {
+    Event(ledger::Event),
+    Gone,
+}
+
+enum Control {
+    Cancel(QueryId, Attempt),
+    Recall(QueryId, Attempt),
+}
+
+struct Down {
+    ticket: Ticket,
+    /// Where the answer goes on.
+    position: u32,
+}
+
+struct Kept {
+    attempt: Attempt,
+    position: u32,
+    running: bool,
+    aborted: bool,
+}
+
+struct Sim {
+    name: NodeName,
+    model: &'static str,
+    parent: usize,
+    router: Router,
+    alive: bool,
+    /// Of its Deliver stream.
+    stream: u64,
+    received: u64,
+    kept: BTreeMap<QueryId, Kept>,
+    report_due: bool,
+    down: VecDeque<Down>,
+    up: VecDeque<Up>,
+    deliveries: VecDeque<Delivery>,
+    controls: VecDeque<Control>,
+}
+
+/// What one client saw.
+struct Client {
+    model: &'static str,
+    wants: u32,
+    got: Vec<u32>,
+    ends: u32,
+    left: bool,
+}
+
+struct World {
+    now: u64,
+    routing: Routing,
+    root: Router,
+    ledger: Ledger,
+    /// Index 0 is not used: it stands for the root.
+    nodes: Vec<Sim>,
+    clients: BTreeMap<QueryId, Client>,
+    next: u128,
+}
+
+/// The token that any engine gives for a query at a position.
+fn token(id: QueryId, position: u32) -> u32 {
+    let bits: u32 = id.to_string().bytes().fold(7, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    bits.wrapping_add(position.wrapping_mul(7919))
+}
+
+impl World {
+    fn new(routing: Routing) -> Self {
+        let settings = router::Settings { name: "root".parse().unwrap(), routing, engine: None };
+        let ledger = Ledger::new(ledger::Settings { epoch: 1, eager: routing == Routing::Classic, lanes: LaneLimits { entries: 64, bytes: 1 << 20 } });
+        World { now: 0, routing, root: Router::new(settings), ledger, nodes: Vec::new(), clients: BTreeMap::new(), next: 1 }
+    }
+
+    fn alive(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&index| self.nodes[index].alive).collect()
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Ask { model, owner, tokens } => self.ask(MODELS[usize::from(model) % MODELS.len()], owner, tokens.into()),
+            Step::ClientLeaves(which) => {
+                let live: Vec<QueryId> = self.clients.iter().filter(|(_, client)| client.ends == 0 && !client.left).map(|(id, _)| *id).collect();
+                if !live.is_empty() {
+                    let id = live[usize::from(which) % live.len()];
+                    self.clients.get_mut(&id).unwrap().left = true;
+                    self.ledger(ledger::Event::ClientLeft { id });
+                }
+            }
+            Step::Deliver(which) => {
+                let channels = self.channels();
+                if !channels.is_empty() {
+                    let (node, channel) = channels[usize::from(which) % channels.len()];
+                    self.deliver(node, channel);
+                }
+            }
+            Step::EngineStep(which) => {
+                let alive = self.alive();
+                if !alive.is_empty() {
+                    self.engine_step(alive[usize::from(which) % alive.len()]);
+                }
+            }
+            Step::Report(which) => {
+                let alive = self.alive();
+                if !alive.is_empty() {
+                    self.report(alive[usize::from(which) % alive.len()]);
+                }
+            }
+            Step::Join { below, model, busy_at, batch } => self.join(below, model, busy_at, batch),
+            Step::Kill(which) => {
+                let alive = self.alive();
+                // Somebody has to be left to answer.
+                if alive.len() > 1 {
+                    self.kill(alive[usize::from(which) % alive.len()]);
+                }
+            }
+            Step::Time => {
+                self.now += 150_000;
+                self.ledger(ledger::Event::Tick);
+            }
+        }
+    }
+
+    fn ask(&mut self, model: &'static str, owner: u8, wants: u32) {
+        let id = QueryId::from_u128(self.next);
+        self.next += 1;
+        self.clients.insert(id, Client { model, wants, got: Vec::new(), ends: 0, left: false });
+        self.ledger(ledger::Event::Asked(Asked {
+            id,
+            owner: format!("owner-{owner}").into(),
+            model: model.into(),
+            priority: 0,
+            prefer: None,
+            tokens_max: wants,
+            bytes: 10,
+            // Deadlines have tests of their own.
+            time_us: u64::MAX / 4,
+        }));
+    }
+
+    fn join(&mut self, below: u8, model: u8, busy_at: u8, batch: u8) {
+        let mut parents = vec![usize::MAX];
+        parents.extend(self.alive());
+        let parent = parents[usize::from(below) % parents.len()];
+        let index = self.nodes.len();
+        let name: NodeName = format!("n{index}").parse().unwrap();
+        let model = MODELS[usize::from(model) % MODELS.len()];
+        let engine = router::Engine { models: vec![model.into()], busy_at: busy_at.into(), batch_max: batch.into() };
+        let router = Router::new(router::Settings { name: name.clone(), routing: self.routing, engine: Some(engine) });
+        self.nodes.push(Sim {
+            name,
+            model,
+            parent,
+            router,
+            alive: true,
+            stream: index as u64,
+            received: 0,
+            kept: BTreeMap::new(),
+            report_due: false,
+            down: VecDeque::new(),
+            up: VecDeque::new(),
+            deliveries: VecDeque::new(),
+            controls: VecDeque::new(),
+        });
+        self.node(index, router::Event::Connected(true), None);
+        self.attach(index, parent);
+    }
+
+    fn attach(&mut self, index: usize, parent: usize) {
+        self.nodes[index].parent = parent;
+        self.nodes[index].received = 0;
+        self.nodes[index].down.clear();
+        self.nodes[index].up.clear();
+        self.nodes[index].report_due = true;
+        let child = self.nodes[index].name.clone();
+        self.parent(parent, router::Event::ChildJoined { child });
+    }
+
+    /// SIGKILL: what it had sent still arrives, what was sent to it does not, and its children go to the root.
+    fn kill(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.alive = false;
+        node.down.clear();
+        node.controls.clear();
+        node.up.push_back(Up::Gone);
+        node.deliveries.push_back(Delivery::Gone);
+        for child in self.alive() {
+            if self.nodes[child].parent == index {
+                self.attach(child, usize::MAX);
+            }
+        }
+    }
+
+    /// Tells a node's router, or the root's.
+    fn parent(&mut self, parent: usize, event: router::Event) {
+        if parent == usize::MAX {
+            self.root(event, None);
+        } else if self.nodes[parent].alive {
+            self.node(parent, event, None);
+        }
+    }
+
+    fn root(&mut self, event: router::Event, query: Option<Down>) {
+        let mut query = query;
+        for action in self.root.handle(event) {
+            match action {
+                router::Action::Forward { child, .. } => {
+                    let child = self.nodes.iter_mut().find(|node| node.name == child && node.parent == usize::MAX);
+                    if let (Some(child), Some(query)) = (child.filter(|child| child.alive), query.take()) {
+                        child.down.push_back(query);
+                    }
+                }
+                router::Action::Refuse { id, because } => {
+                    assert_ne!(because, Because::Held);
+                    let attempt = query.take().unwrap().ticket.attempt;
+                    self.ledger(ledger::Event::Bounced { id, attempt });
+                }
+                router::Action::Report { capacity, .. } => self.ledger(ledger::Event::Room(capacity)),
+                other => panic!("the root never infers and keeps nothing: {other:?}"),
+            }
+        }
+    }
+
+    fn node(&mut self, index: usize, event: router::Event, query: Option<Down>) {
+        let mut query = query;
+        for action in self.nodes[index].router.handle(event) {
+            let holder = Holder { name: self.nodes[index].name.clone(), stream: self.nodes[index].stream };
+            match action {
+                router::Action::Report { .. } => self.nodes[index].report_due = true,
+                router::Action::Forward { child, .. } => {
+                    let child = self.nodes.iter_mut().find(|node| node.name == child && node.parent == index && node.alive);
+                    if let (Some(child), Some(query)) = (child, query.take()) {
+                        child.down.push_back(query);
+                    }
+                }
+                router::Action::Execute { id } | router::Action::Queue { id } => {
+                    let running = matches!(action, router::Action::Execute { .. });
+                    let node = &mut self.nodes[index];
+                    if let Some(Down { ticket, position }) = query.take() {
+                        assert!(serves(&[node.model.into()], &ticket.model), "{} got a query for {}", node.name, ticket.model);
+                        node.kept.insert(id, Kept { attempt: ticket.attempt, position, running, aborted: false });
+                    }
+                    let kept = node.kept.get_mut(&id).expect("what runs was kept");
+                    kept.running = running;
+                    let attempt = kept.attempt;
+                    node.deliveries.push_back(Delivery::Event(ledger::Event::Held { id, attempt, holder, running, trail: Vec::new() }));
+                }
+                router::Action::Refuse { id, .. } => {
+                    let attempt = query.take().unwrap().ticket.attempt;
+                    let refused = ledger::Event::Refused { id, attempt, holder, busy: true, trail: Vec::new() };
+                    self.nodes[index].deliveries.push_back(Delivery::Event(refused));
+                }
+                router::Action::Return { id } => {
+                    let attempt = self.nodes[index].kept.remove(&id).unwrap().attempt;
+                    self.nodes[index].deliveries.push_back(Delivery::Event(ledger::Event::Returned { id, attempt, holder }));
+                }
+                router::Action::Abort { id } => self.nodes[index].kept.get_mut(&id).unwrap().aborted = true,
+                router::Action::Drop { id } => {
+                    self.nodes[index].kept.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn engine_step(&mut self, index: usize) {
+        let holder = Holder { name: self.nodes[index].name.clone(), stream: self.nodes[index].stream };
+        let running: Vec<QueryId> = self.nodes[index].kept.iter().filter(|(_, kept)| kept.running).map(|(id, _)| *id).collect();
+        for id in running {
+            let wants = self.clients[&id].wants;
+            let node = &mut self.nodes[index];
+            let kept = node.kept.get_mut(&id).unwrap();
+            let (attempt, position) = (kept.attempt, kept.position);
+            let ended = kept.aborted || position >= wants;
+            if !kept.aborted {
+                let event = if position < wants {
+                    kept.position += 1;
+                    ledger::Event::Generated { id, attempt, holder: holder.clone(), position, tokens: vec![token(id, position)] }
+                } else {
+                    ledger::Event::Finished { id, attempt, holder: holder.clone() }
+                };
+                node.deliveries.push_back(Delivery::Event(event));
+            }
+            if ended {
+                node.kept.remove(&id);
+                self.node(index, router::Event::Ended { id }, None);
+            }
+        }
+    }
+
+    fn report(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if std::mem::take(&mut node.report_due) {
+            node.up.push_back(Up::Report { received: node.received, capacity: node.router.capacity() });
+        }
+    }
+
+    fn channels(&self) -> Vec<(usize, u8)> {
+        let mut channels = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            let full = [!node.down.is_empty(), !node.up.is_empty(), !node.deliveries.is_empty(), !node.controls.is_empty()];
+            channels.extend((0u8..4).filter(|&channel| full[usize::from(channel)]).map(|channel| (index, channel)));
+        }
+        channels
+    }
+
+    fn deliver(&mut self, index: usize, channel: u8) {
+        match channel {
+            0 => {
+                let down = self.nodes[index].down.pop_front().unwrap();
+                self.nodes[index].received += 1;
+                // The parent counts it until a report says that it came.
+                self.nodes[index].report_due = true;
+                let mut ticket = down.ticket.clone();
+                ticket.hops += 1;
+                self.node(index, router::Event::Arrived(ticket.clone()), Some(Down { ticket, ..down }));
+            }
+            1 => {
+                let up = self.nodes[index].up.pop_front().unwrap();
+                let (child, parent) = (self.nodes[index].name.clone(), self.nodes[index].parent);
+                self.parent(parent, match up {
+                    Up::Report { received, capacity } => router::Event::ChildReported { child, received, capacity },
+                    Up::Gone => router::Event::ChildLeft { child },
+                });
+            }
+            2 => {
+                let stream = self.nodes[index].stream;
+                match self.nodes[index].deliveries.pop_front().unwrap() {
+                    Delivery::Event(event) => self.ledger(event),
+                    Delivery::Gone => self.ledger(ledger::Event::HolderLost { stream }),
+                }
+            }
+            _ => {
+                let event = match self.nodes[index].controls.pop_front().unwrap() {
+                    Control::Cancel(id, attempt) => router::Event::Cancelled { id, attempt },
+                    Control::Recall(id, attempt) => router::Event::Recalled { id, attempt },
+                };
+                self.node(index, event, None);
+            }
+        }
+    }
+
+    fn ledger(&mut self, event: ledger::Event) {
+        let said = match &event {
+            ledger::Event::Generated { id, position, tokens, .. } => Some((*id, *position, tokens.clone())),
+            _ => None,
+        };
+        for action in self.ledger.handle(self.now, event) {
+            match action {
+                ledger::Action::Send { ticket, .. } => {
+                    let (delivered, ..) = self.ledger.delivered(&ticket.id, self.now).expect("what is sent is live");
+                    let position = delivered.len() as u32;
+                    self.root(router::Event::Arrived(ticket.clone()), Some(Down { ticket, position }));
+                }
+                ledger::Action::Deliver { id } => {
+                    let (of, position, tokens) = said.clone().unwrap();
+                    assert_eq!(of, id);
+                    let client = self.clients.get_mut(&id).unwrap();
+                    assert_eq!(position as usize, client.got.len(), "a position was repeated or left out");
+                    assert_eq!(client.ends, 0, "a token after the end");
+                    client.got.extend(tokens);
+                }
+                ledger::Action::Finish { id } => {
+                    let client = self.clients.get_mut(&id).unwrap();
+                    client.ends += 1;
+                    assert_eq!(client.got, (0..client.wants).map(|position| token(id, position)).collect::<Vec<_>>());
+                }
+                ledger::Action::Fail { id, failure } => {
+                    let client = self.clients.get_mut(&id).unwrap();
+                    client.ends += 1;
+                    let served = self.nodes.iter().any(|node| node.alive && node.model == client.model);
+                    match failure {
+                        Failure::Overloaded { .. } => assert!(client.got.is_empty()),
+                        Failure::UnknownModel { .. } => assert!(!served),
+                        Failure::Poison => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+                ledger::Action::Cancel { stream, id, attempt } => self.control(stream, Control::Cancel(id, attempt)),
+                ledger::Action::Recall { stream, id, attempt } => self.control(stream, Control::Recall(id, attempt)),
+                ledger::Action::Placed { .. } => {}
+            }
+        }
+    }
+
+    fn control(&mut self, stream: u64, control: Control) {
+        let node = &mut self.nodes[stream as usize];
+        if node.alive {
+            node.controls.push_back(control);
+        }
+    }
+
+    /// Delivers everything that is on its way, with the engines standing still.
+    fn settle(&mut self) {
+        // The classic rule, which knows no room, goes on trying a full tree.
+        let rounds = if self.routing == Routing::Classic { 6 } else { 50 };
+        for _ in 0..rounds {
+            let mut messages = 0;
+            loop {
+                for index in self.alive() {
+                    self.report(index);
+                }
+                let Some(&(index, channel)) = self.channels().first() else { break };
+                self.deliver(index, channel);
+                messages += 1;
+                assert!(messages < 100_000, "messages without end: a query is sent in circles");
+            }
+            self.now += 2_500_000;
+            self.ledger(ledger::Event::Tick);
+            if self.channels().is_empty() {
+                return;
+            }
+        }
+        assert_eq!(self.routing, Routing::Classic, "messages never cease");
+    }
+
+    fn nobody_waits_while_a_node_idles(&self) {
+        if self.routing == Routing::Classic {
+            return;
+        }
+        let idle: BTreeSet<&str> = self.nodes.iter().filter(|node| node.alive && node.router.has_room()).map(|node| node.model).collect();
+        for (id, client) in &self.clients {
+            let waits = client.ends == 0 && !client.left && !self.nodes.iter().any(|node| node.alive && node.kept.get(id).is_some_and(|kept| kept.running));
+            assert!(!(waits && idle.contains(client.model)), "query {id} for {} waits while a node idles: {:?}", client.model, self.ledger.way(id));
+        }
+    }
+
+    /// Runs the engines until every query has ended.
+    fn run_dry(&mut self) {
+        for _ in 0..2000 {
+            self.settle();
+            self.nobody_waits_while_a_node_idles();
+            if self.clients.values().all(|client| client.left || client.ends > 0) {
+                break;
+            }
+            for index in self.alive() {
+                self.engine_step(index);
+            }
+        }
+        self.settle();
+        for index in self.alive() {
+            self.engine_step(index);
+        }
+        for (id, client) in &self.clients {
+            assert!(client.left || client.ends == 1, "query {id} for {} ended {} times: {:?}", client.model, client.ends, self.ledger.way(id));
+        }
+        assert_eq!((self.ledger.live(), self.ledger.waiting()), (0, 0));
+        for node in self.nodes.iter().filter(|node| node.alive) {
+            assert_eq!((node.router.running(), node.router.queued()), (0, 0), "{} still has work", node.name);
+        }
+    }
+}

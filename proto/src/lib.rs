@@ -1,0 +1,24 @@
+//! The wire: generated messages and services ([`v1`]), and the names and ids that are parsed once, at the door.
+//!
+//! Depends on nothing else of Banyan. What the messages mean is said in `proto/banyan.proto`.
+
+mod id;
+mod name;
+
+pub use id::{Attempt, ParseIdError, QueryId};
+pub use name::{NameError, NodeName, nearest};
+
+/// The messages and services of `banyan.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("banyan.v1");
+}
+
+/// The protocol's file descriptors, for gRPC reflection.
+pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/banyan.bin"));
+
+/// The version that nodes tell each other.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The largest message that services and clients accept, in bytes: the API's body limit and room for the envelope.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;

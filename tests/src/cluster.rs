@@ -1,0 +1,182 @@
+//! A whole tree in this process, on ports that the system chose: registry, root, nodes with engines without weights, API.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use banyan_api::Api;
+use banyan_engine::{Engine, fake};
+use banyan_etcd::{Registry, embedded::Server};
+use banyan_node::{Config, Node, Routing};
+use banyan_proto::{NodeName, v1::NodeStatus};
+use tokio::net::TcpListener;
+
+use crate::{eventually::eventually, http::Http, query};
+
+/// A tree to be.
+pub struct Builder {
+    engine: fake::Options,
+    routing: Routing,
+    busy_at: Option<u32>,
+    nodes: Vec<(String, String)>,
+}
+
+/// A running tree.
+pub struct Cluster {
+    server: Server,
+    registry: Registry,
+    builder: Builder,
+    root: Option<Node>,
+    nodes: BTreeMap<String, Node>,
+    api: Api,
+}
+
+impl Cluster {
+    /// A tree with no nodes yet; every engine takes `token_time` for a step.
+    pub fn builder() -> Builder {
+        Builder { engine: fake::Options::default(), routing: Routing::default(), busy_at: None, nodes: Vec::new() }
+    }
+
+    /// The API.
+    pub fn api(&self) -> Http {
+        Http(self.api.address())
+    }
+
+    /// The root's address.
+    ///
+    /// # Panics
+    /// When it was killed.
+    pub fn root(&self) -> &str {
+        self.root.as_ref().expect("the root lives").address()
+    }
+
+    /// The embedded registry's URL.
+    pub fn etcd(&self) -> String {
+        format!("http://{}", self.server.address())
+    }
+
+    /// Adds a node below `parent`, and waits until the root knows the way to it.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn add(&mut self, name: &str, parent: &str) {
+        let config = Config {
+            routing: self.builder.routing,
+            busy_at: self.builder.busy_at,
+            parent_timeout: Duration::from_secs(10),
+            ..Config::child(parse(name), parse(parent))
+        };
+        let engine = Engine::fake(self.builder.engine.clone());
+        let started = Node::start(config, self.registry.clone(), Some(engine), loopback().await).await;
+        let node = started.unwrap_or_else(|error| panic!("failed to start {name}: {error:?}"));
+        node.ready().await;
+        self.nodes.insert(name.to_owned(), node);
+        eventually("the root reaches the new node", || query::status(self.root(), name)).await;
+    }
+
+    /// Ends a node at once, without a word to anybody.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn kill(&mut self, name: &str) {
+        drop(self.nodes.remove(name).expect("a node of that name runs"));
+    }
+
+    /// A node's status, as the root hears it.
+    ///
+    /// # Panics
+    /// When it never answers.
+    pub async fn status(&self, name: &str) -> NodeStatus {
+        eventually("the node answers through the root", || query::status(self.root(), name)).await
+    }
+
+    /// Waits until a node's status is as wanted, and gives it back.
+    ///
+    /// # Panics
+    /// When it never is.
+    pub async fn until(&self, name: &str, what: &str, wanted: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+        eventually(what, || async { query::status(self.root(), name).await.filter(|status| wanted(status)) }).await
+    }
+
+    /// Ends everything, children before their parents.
+    pub async fn stop(self) {
+        self.api.stop().await;
+        futures::future::join_all(self.nodes.into_values().map(Node::stop)).await;
+        if let Some(root) = self.root {
+            root.stop().await;
+        }
+        self.server.stop().await;
+    }
+}
+
+impl Builder {
+    /// How long an engine's step takes.
+    pub fn token_time(mut self, time: Duration) -> Builder {
+        self.engine.token_time = time;
+        self
+    }
+
+    /// How many sequences an engine runs together.
+    pub fn slots(mut self, slots: u32) -> Builder {
+        self.engine.batch_max = slots;
+        self
+    }
+
+    /// How many tokens the context holds.
+    pub fn context(mut self, tokens: u32) -> Builder {
+        self.engine.context = tokens;
+        self
+    }
+
+    /// How busy nodes pick a child.
+    pub fn routing(mut self, routing: Routing) -> Builder {
+        self.routing = routing;
+        self
+    }
+
+    /// How many sequences make a node busy.
+    pub fn busy_at(mut self, sequences: u32) -> Builder {
+        self.busy_at = Some(sequences);
+        self
+    }
+
+    /// A node below `parent`; the root is named `root`.
+    pub fn node(mut self, name: &str, parent: &str) -> Builder {
+        self.nodes.push((name.to_owned(), parent.to_owned()));
+        self
+    }
+
+    /// Starts everything, and waits until the root knows the way to every node and the API is ready.
+    ///
+    /// # Panics
+    /// When a part does not start.
+    pub async fn start(mut self) -> Cluster {
+        let server = Server::start(loopback().await, None).await.expect("the embedded registry starts");
+        let config = banyan_etcd::Config {
+            endpoints: vec![format!("http://{}", server.address())],
+            cluster: parse("tests"),
+            lease_ttl: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
+        };
+        let registry = Registry::connect(config).await.expect("the embedded registry answers");
+        let config = Config { routing: self.routing, ..Config::root(parse("root")) };
+        let root = Node::start(config, registry.clone(), None, loopback().await).await.expect("the root starts");
+        let api = Api::start(banyan_api::Config::default(), registry.clone(), loopback().await).await.expect("the API starts");
+        let nodes = std::mem::take(&mut self.nodes);
+        let mut cluster = Cluster { server, registry, builder: self, root: Some(root), nodes: BTreeMap::new(), api };
+        for (name, parent) in &nodes {
+            cluster.add(name, parent).await;
+        }
+        if !nodes.is_empty() {
+            let api = cluster.api();
+            eventually("the API is ready", || async move { api.get("/readyz").await.status.is_success().then_some(()) }).await;
+        }
+        cluster
+    }
+}
+
+fn parse(name: &str) -> NodeName {
+    name.parse().expect("tests name their nodes well")
+}
+
+async fn loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port")
+}

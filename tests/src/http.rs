@@ -1,0 +1,203 @@
+//! A small HTTP client: whole answers, and server-sent events one by one with the time at which they came.
+
+use std::net::SocketAddr;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, StatusCode, body::Incoming, client::conn::http1, header, http::HeaderMap};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{net::TcpStream, task::JoinHandle, time::Instant};
+
+/// An API under test.
+#[derive(Clone, Copy, Debug)]
+pub struct Http(pub SocketAddr);
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {}: {}", self.status, String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The text of the first choice.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn text(&self) -> String {
+        let json = self.json();
+        let choice = &json["choices"][0];
+        let text = choice["text"].as_str().or_else(|| choice["message"]["content"].as_str());
+        text.unwrap_or_else(|| panic!("no text in {json}")).to_owned()
+    }
+}
+
+impl Http {
+    /// Gets a path.
+    pub async fn get(self, path: &str) -> Answer {
+        self.send("GET", path, Bytes::new()).await.whole().await
+    }
+
+    /// Posts JSON.
+    pub async fn post(self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, body.to_string().into()).await.whole().await
+    }
+
+    /// Posts anything.
+    pub async fn post_bytes(self, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.send("POST", path, body.into()).await.whole().await
+    }
+
+    /// Posts JSON, and reads events as they come.
+    ///
+    /// # Panics
+    /// When the answer is no stream of events.
+    pub async fn stream(self, path: &str, body: &Value) -> Events {
+        let answer = self.send("POST", path, body.to_string().into()).await;
+        let kind = answer.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
+        if !kind.starts_with("text/event-stream") {
+            let answer = answer.whole().await;
+            panic!("no stream but {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+        }
+        Events { body: answer.body, read: BytesMut::new(), connection: answer.connection }
+    }
+
+    async fn send(self, method: &str, path: &str, body: Bytes) -> Begun {
+        let stream = TcpStream::connect(self.0).await.unwrap_or_else(|error| panic!("failed to dial {}: {error}", self.0));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("the API speaks HTTP");
+        let connection = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.0.to_string())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .expect("tests make valid requests");
+        let answer = sender.send_request(request).await.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        let (parts, body) = answer.into_parts();
+        Begun { status: parts.status, headers: parts.headers, body, connection: Connection(connection) }
+    }
+}
+
+struct Begun {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Incoming,
+    connection: Connection,
+}
+
+impl Begun {
+    async fn whole(self) -> Answer {
+        let body = self.body.collect().await.expect("the whole answer arrives").to_bytes();
+        drop(self.connection);
+        Answer { status: self.status, headers: self.headers, body }
+    }
+}
+
+/// Closes the socket when dropped, as a client does that goes away.
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A stream of server-sent events. Dropping it closes the connection.
+pub struct Events {
+    body: Incoming,
+    read: BytesMut,
+    #[expect(dead_code, reason = "held so that dropping the stream closes the socket")]
+    connection: Connection,
+}
+
+/// The data of one event.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// When it was read.
+    pub at: Instant,
+    /// What stands behind `data:`.
+    pub data: String,
+}
+
+impl Event {
+    /// The data as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {}", self.data))
+    }
+
+    /// What it adds to the text of the first choice; empty when it adds none.
+    pub fn text(&self) -> String {
+        let json: Value = serde_json::from_str(&self.data).unwrap_or(Value::Null);
+        let choice = &json["choices"][0];
+        choice["text"].as_str().or_else(|| choice["delta"]["content"].as_str()).unwrap_or_default().to_owned()
+    }
+}
+
+impl Events {
+    /// The next event that has data; `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(end) = self.read.windows(2).position(|two| two == b"\n\n") {
+                let event = self.read.split_to(end + 2);
+                let event = String::from_utf8_lossy(&event);
+                let data: Vec<&str> =
+                    event.lines().filter_map(|line| line.strip_prefix("data:")).map(|data| data.trim_start()).collect();
+                if !data.is_empty() {
+                    return Some(Event { at: Instant::now(), data: data.join("\n") });
+                }
+                continue;
+            }
+            let frame = self.body.frame().await?.ok()?;
+            if let Ok(data) = frame.into_data() {
+                self.read.extend_from_slice(&data);
+            }
+        }
+    }
+
+    /// The next event that adds text.
+    ///
+    /// # Panics
+    /// When the stream ends before.
+    pub async fn next_text(&mut self) -> Event {
+        loop {
+            let event = self.next().await.expect("the stream goes on until there is text");
+            if !event.text().is_empty() {
+                return event;
+            }
+        }
+    }
+
+    /// All events to the end, `[DONE]` included.
+    pub async fn rest(mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
+    }
+}
+
+/// The text that events add up to.
+pub fn joined(events: &[Event]) -> String {
+    events.iter().map(Event::text).collect()
+}

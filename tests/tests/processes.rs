@@ -1,0 +1,309 @@
+//! The built binary as real processes, with the embedded registry: nothing to install, no privilege.
+
+use std::{fs, path::Path};
+
+use banyan_tests::{
+    Banyan, eventually,
+    http::joined,
+    process::{Finished, banyan},
+};
+use futures::future::join_all;
+use hyper::StatusCode;
+use serde_json::{Value, json};
+
+/// A registry and a root, as two processes.
+async fn grove() -> (Banyan, Banyan, String) {
+    let registry = Banyan::start("registry serve --listen 127.0.0.1:0");
+    let etcd = registry.fact("etcd").await;
+    let root = Banyan::start(&format!("node run root --listen 127.0.0.1:0 --etcd {etcd}"));
+    root.printed("is ready").await;
+    (registry, root, etcd)
+}
+
+fn node(name: &str, parent: &str, etcd: &str) -> Banyan {
+    Banyan::start(&format!(
+        "node run {name} --parent {parent} --engine fake --token-time 20ms --listen 127.0.0.1:0 --etcd {etcd}"
+    ))
+}
+
+/// The tree as `node tree -o json` shows it, once it is as wanted.
+async fn tree(etcd: &str, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    eventually(what, || async {
+        let seen = banyan(&format!("node tree -o json --etcd {etcd}")).await;
+        let nodes: Vec<Value> = serde_json::from_str(&seen.out).ok()?;
+        wanted(&nodes).then_some(nodes)
+    })
+    .await
+}
+
+fn named<'a>(nodes: &'a [Value], name: &str) -> Option<&'a Value> {
+    nodes.iter().find(|node| node["name"] == name)
+}
+
+fn failed(finished: &Finished, code: i32, texts: &[&str]) {
+    assert_eq!(finished.code, code, "{finished:?}");
+    for text in texts {
+        assert!(finished.err.contains(text), "{text:?} is missing in: {}", finished.err);
+    }
+    assert!(!finished.err.contains("panicked"), "{}", finished.err);
+}
+
+#[tokio::test]
+async fn up_serves_a_tree_and_ends_well_on_ctrl_c() {
+    let up = Banyan::up("--nodes 2").await;
+    let api = up.api().await;
+    assert_eq!(api.get("/readyz").await.status, StatusCode::OK);
+    let etcd = up.fact("registry").await;
+    let nodes = banyan(&format!("node list -o name --etcd {etcd}")).await;
+    assert_eq!(nodes.out.split_whitespace().collect::<Vec<_>>(), ["node-1", "node-2", "root"]);
+    let answer = api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await;
+    assert_eq!(answer.text(), "1 2 3");
+    up.signal("INT").await;
+    let finished = up.finished().await;
+    assert_eq!(finished.code, 0, "{}", finished.err);
+}
+
+#[tokio::test]
+async fn the_main_job_works_without_any_network() {
+    let up = Banyan::start("up --model banyan-tiny --listen 127.0.0.1:0 --registry-listen 127.0.0.1:0");
+    up.printed("Ctrl-C stops everything").await;
+    let body =
+        json!({ "model": "banyan-tiny", "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0, "stream": true });
+    let events = up.api().await.stream("/v1/completions", &body).await.rest().await;
+    let text = joined(&events);
+    assert!(text.split_whitespace().count() >= 8, "{text:?}");
+    assert!(events.iter().filter(|event| !event.text().is_empty()).count() > 8, "it came in pieces: {events:?}");
+    up.signal("TERM").await;
+    assert_eq!(up.finished().await.code, 0);
+}
+
+#[tokio::test]
+async fn a_node_joins_a_running_up_with_its_name_and_its_parents() {
+    let up = Banyan::up("--nodes 1").await;
+    let etcd = up.fact("registry").await;
+    let joined = node("my-name", "node-1", &etcd);
+    joined.printed("node my-name is ready").await;
+    let nodes = tree(&etcd, "it is in the tree", |nodes| named(nodes, "my-name").is_some()).await;
+    assert_eq!(named(&nodes, "my-name").map(|node| &node["attached"]), Some(&json!("node-1")));
+    joined.signal("TERM").await;
+    assert_eq!(joined.finished().await.code, 0);
+    // It gave its name back, so nobody has to wait for a lease to end.
+    let names = banyan(&format!("node list -o name --etcd {etcd}")).await;
+    assert!(!names.out.contains("my-name"), "{}", names.out);
+}
+
+#[tokio::test]
+async fn a_tree_of_processes_is_seen_moved_and_explained() {
+    let (_registry, _root, etcd) = grove().await;
+    let (a, b) = (node("a", "root", &etcd), node("b", "a", &etcd));
+    a.printed("is ready").await;
+    b.printed("is ready").await;
+    let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {etcd}"));
+    let http = api.api().await;
+    eventually("the API is ready", || async { http.get("/readyz").await.status.is_success().then_some(()) }).await;
+    let body = json!({ "model": "fake", "prompt": "tell", "max_tokens": 3 });
+    let id = http.post("/v1/completions", &body).await.json()["id"].as_str().expect("an id").to_owned();
+
+    let nodes = tree(&etcd, "all are in the tree", |nodes| nodes.len() == 3).await;
+    let facts = ["name", "parent", "children", "address", "state", "running", "queued", "models"];
+    for node in &nodes {
+        for fact in facts {
+            assert!(node.get(fact).is_some(), "{fact} is missing in {node}");
+        }
+    }
+    assert_eq!((&nodes[0]["children"], &nodes[1]["children"]), (&json!(["a"]), &json!(["b"])));
+
+    let log = banyan(&format!("node log a --last 50 -o json --etcd {etcd}")).await.json();
+    assert_eq!((&log["name"], &log["parent"], &log["state"]), (&json!("a"), &json!("root"), &json!("ready")));
+    assert_eq!(log["registry"], json!([etcd]));
+    assert!(log["decisions"].as_array().is_some_and(|decisions| !decisions.is_empty()), "{log}");
+    let card = banyan(&format!("node log a --etcd {etcd}")).await;
+    for fact in ["name", "registry", "address", "parent", "children", "state", "running", "queued", "last decisions"] {
+        assert!(card.out.lines().any(|line| line.starts_with(fact)), "{fact} is missing in: {}", card.out);
+    }
+    let drawn = banyan(&format!("node log --etcd {etcd}")).await;
+    assert!(drawn.out.contains("└── a") && drawn.out.contains("    └── b"), "{}", drawn.out);
+
+    let listed = banyan(&format!("node list -o json --etcd {etcd}")).await.json();
+    for node in listed.as_array().expect("a list") {
+        for fact in facts {
+            assert!(node.get(fact).is_some(), "{fact} is missing in {node}");
+        }
+    }
+
+    let why = banyan(&format!("why {id} -o json --etcd {etcd}")).await.json();
+    assert_eq!((&why["state"], &why["tokens"]), (&json!("finished"), &json!(3)), "{why}");
+    assert_eq!(why["attempts"].as_array().map(Vec::len), Some(1), "{why}");
+    assert_eq!(why["attempts"][0]["holder"], "a", "{why}");
+    let told = banyan(&format!("why {id} --etcd {etcd}")).await;
+    assert!(told.out.contains("attempt 1") && told.out.contains("runs it"), "{}", told.out);
+
+    let moved = banyan(&format!("node move b --parent root -o json --etcd {etcd}")).await.json();
+    assert_eq!(moved["parent"], "root");
+    tree(&etcd, "b hangs below the root", |nodes| named(nodes, "b").is_some_and(|b| b["attached"] == "root")).await;
+    failed(&banyan(&format!("node move a --parent a --etcd {etcd}")).await, 4, &["a", "child"]);
+    failed(&banyan(&format!("node move root --parent a --etcd {etcd}")).await, 4, &["root"]);
+    banyan(&format!("node move b --parent a --etcd {etcd}")).await.json();
+    failed(&banyan(&format!("node move a --parent b --etcd {etcd}")).await, 4, &["below"]);
+}
+
+#[tokio::test]
+async fn names_that_nobody_has_are_exit_3_and_bring_those_that_look_alike() {
+    let (_registry, _root, etcd) = grove().await;
+    failed(&banyan(&format!("node log roto --etcd {etcd}")).await, 3, &["`roto`", "did you mean `root`?"]);
+    failed(&banyan(&format!("node move root --parent rot --etcd {etcd}")).await, 3, &["`rot`", "`root`"]);
+    let unknown = "why chatcmpl-0192f3a4b5c67d8e9fa0b1c2d3e4f506 --etcd";
+    failed(&banyan(&format!("{unknown} {etcd}")).await, 3, &["try:"]);
+    failed(&banyan(&format!("node tree --cluster other --etcd {etcd}")).await, 3, &["banyan up"]);
+}
+
+#[tokio::test]
+async fn of_nodes_that_race_for_a_name_one_wins_and_the_others_name_it() {
+    let (_registry, _root, etcd) = grove().await;
+    let mut racers: Vec<Banyan> = (0..6).map(|_| node("a", "root", &etcd)).collect();
+    let winner = eventually("five have lost", || {
+        let running: Vec<bool> = racers.iter_mut().map(Banyan::runs).collect();
+        let one = (running.iter().filter(|runs| **runs).count() == 1).then(|| running.iter().position(|runs| *runs));
+        async move { one.flatten() }
+    })
+    .await;
+    let winner = racers.swap_remove(winner);
+    let address = winner.printed("node a is ready at ").await;
+    let address =
+        address.trim().trim_start_matches("node a is ready at ").split(": child").next().expect("an address").to_owned();
+    for lost in join_all(racers.into_iter().map(Banyan::finished)).await {
+        failed(&lost, 4, &["the name a is taken", &address]);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_parent_is_waited_for() {
+    let (_registry, _root, etcd) = grove().await;
+    let early = node("b", "a", &etcd);
+    early.told("the parent `a` is not there yet").await;
+    let parent = node("a", "root", &etcd);
+    parent.printed("is ready").await;
+    early.printed("node b is ready").await;
+    let line = format!("node run c --parent nobody --parent-timeout 300ms --engine fake --listen 127.0.0.1:0 --etcd {etcd}");
+    failed(&banyan(&line).await, 6, &["nobody"]);
+}
+
+#[tokio::test]
+async fn taken_ports_are_named_with_what_to_do() {
+    let up = Banyan::up("--nodes 1").await;
+    let registry = up.fact("registry").await;
+    let registry = registry.trim_start_matches("http://");
+    let again = banyan(&format!("up --engine fake --listen 127.0.0.1:0 --registry-listen {registry}")).await;
+    failed(&again, 4, &[registry, "--etcd", "--registry-listen"]);
+    let api = up.api().await.0.to_string();
+    let again = banyan(&format!("up --engine fake --listen {api} --registry-listen 127.0.0.1:0")).await;
+    failed(&again, 4, &[&api, "`--listen HOST:PORT`"]);
+    let taken = banyan(&format!("node run a --parent root --engine fake --listen {api} --etcd http://{registry}")).await;
+    failed(&taken, 4, &[&api]);
+    let nowhere = banyan("registry serve --listen 203.0.113.1:2379").await;
+    failed(&nowhere, 1, &["203.0.113.1:2379", "no such address"]);
+}
+
+#[tokio::test]
+async fn an_unreachable_registry_is_exit_5_with_what_to_start() {
+    let begun = std::time::Instant::now();
+    for line in ["node list", "node run root --listen 127.0.0.1:0", "api run --listen 127.0.0.1:0", "node log a", "why 1234"] {
+        // Port 1 is privileged, and nobody listens there.
+        let finished = banyan(&format!("{line} --etcd http://127.0.0.1:1")).await;
+        failed(&finished, 5, &["127.0.0.1:1", "banyan registry serve"]);
+    }
+    assert!(begun.elapsed().as_secs() < 20, "five failures took {:?}", begun.elapsed());
+    failed(&banyan("node list --etcd not-a-url:x:y").await, 5, &["not-a-url"]);
+}
+
+#[tokio::test]
+async fn a_wrong_command_line_is_exit_2() {
+    for line in ["node run Not-A-Name --parent root", "node run a --parent b/c", "up --nodes 0", "frobnicate"] {
+        failed(&banyan(line).await, 2, &["error:"]);
+    }
+    failed(&banyan("node run a --parent root --engine fake --listen 0.0.0.0:0").await, 2, &["--advertise"]);
+}
+
+#[tokio::test]
+async fn weights_that_are_missing_or_damaged_are_told_in_a_line() {
+    let (_registry, _root, etcd) = grove().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |model: &Path| {
+        let line = format!("node run a --parent root --model {} --listen 127.0.0.1:0 --etcd {etcd}", model.display());
+        async move { banyan(&line).await }
+    };
+    failed(&run(&folder.path().join("nowhere")).await, 3, &["nowhere"]);
+    failed(&run(folder.path()).await, 3, &["config.json"]);
+
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/banyan-tiny");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tiny.join(file), folder.path().join(file)).expect("the bundled model lies in the repository");
+    }
+    failed(&run(folder.path()).await, 1, &["model.safetensors"]);
+    let weights = fs::read(tiny.join("model.safetensors")).expect("the bundled model lies in the repository");
+    fs::write(folder.path().join("model.safetensors"), &weights[..weights.len() / 2]).expect("there is room");
+    failed(&run(folder.path()).await, 1, &["model.safetensors", "damaged"]);
+    fs::write(folder.path().join("config.json"), "{").expect("there is room");
+    failed(&run(folder.path()).await, 1, &["config.json"]);
+    // None of them ever had the name.
+    let names = banyan(&format!("node list -o name --etcd {etcd}")).await;
+    assert_eq!(names.out.trim(), "root");
+}
+
+#[tokio::test]
+async fn a_killed_process_loses_no_query() {
+    let (_registry, _root, etcd) = grove().await;
+    let mut nodes = vec![("a", node("a", "root", &etcd)), ("b", node("b", "root", &etcd))];
+    for (_, node) in &nodes {
+        node.printed("is ready").await;
+    }
+    let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {etcd}"));
+    let http = api.api().await;
+    eventually("the API is ready", || async { http.get("/readyz").await.status.is_success().then_some(()) }).await;
+
+    let body = json!({ "model": "fake", "prompt": "a tale", "max_tokens": 80, "seed": 11, "ignore_eos": true, "stream": true });
+    let undisturbed = joined(&http.stream("/v1/completions", &body).await.rest().await);
+    let mut stream = http.stream("/v1/completions", &body).await;
+    let first = stream.next_text().await;
+    let id = first.json()["id"].as_str().expect("an id").to_owned();
+    let why = banyan(&format!("why {id} -o json --etcd {etcd}")).await.json();
+    let holder = why["attempts"][0]["holder"].as_str().expect("a holder").to_owned();
+    let at = nodes.iter().position(|(name, _)| *name == holder).expect("one of the nodes holds it");
+    let (_, killed) = nodes.swap_remove(at);
+    killed.signal("KILL").await;
+
+    let mut text = first.text();
+    text.push_str(&joined(&stream.rest().await));
+    assert_eq!(text, undisturbed);
+    let why = banyan(&format!("why {id} -o json --etcd {etcd}")).await.json();
+    assert_eq!((&why["state"], &why["attempts"][0]["outcome"]), (&json!("finished"), &json!("lost")), "{why}");
+    assert_eq!(why["attempts"][1]["holder"], nodes[0].0, "{why}");
+}
+
+#[tokio::test]
+async fn a_child_whose_parent_is_killed_hangs_on_elsewhere_and_comes_back() {
+    let (_registry, _root, etcd) = grove().await;
+    let (a, b) = (node("a", "root", &etcd), node("b", "a", &etcd));
+    a.printed("is ready").await;
+    b.printed("is ready").await;
+    tree(&etcd, "b is below a", |nodes| named(nodes, "b").is_some_and(|b| b["attached"] == "a")).await;
+    a.signal("KILL").await;
+    a.finished().await;
+    let nodes = tree(&etcd, "b hangs below the root", |nodes| named(nodes, "b").is_some_and(|b| b["attached"] == "root")).await;
+    assert_eq!(named(&nodes, "b").map(|b| &b["parent"]), Some(&json!("a")));
+}
+
+#[tokio::test]
+async fn log_follows_what_a_node_decides() {
+    let up = Banyan::up("--nodes 1").await;
+    let etcd = up.fact("registry").await;
+    let follow = Banyan::start(&format!("node log node-1 --follow -o json --etcd {etcd}"));
+    follow.printed("\"name\":\"node-1\"").await;
+    up.api().await.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await;
+    let read = follow.printed("\"number\":").await;
+    for line in read.lines().filter(|line| !line.is_empty()) {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "not one JSON value: {line}");
+    }
+    follow.signal("INT").await;
+    assert_eq!(follow.finished().await.code, 130);
+}

@@ -1,0 +1,88 @@
+//! With parts that others made: etcd, PyPI's openai client, Chromium. `./test --all` installs them and runs this.
+
+use banyan_tests::{
+    Banyan, Finished, eventually,
+    process::banyan,
+    real::{Etcd, etcdctl, python},
+};
+use serde_json::json;
+
+fn passed(finished: &Finished) {
+    assert_eq!(finished.code, 0, "{}\n{}", finished.out, finished.err);
+}
+
+#[tokio::test]
+async fn three_processes_and_an_api_make_a_tree_over_a_real_etcd() {
+    let etcd = Etcd::start().await;
+    let url = etcd.url();
+    let root = Banyan::start(&format!("node run root --listen 127.0.0.1:0 --etcd {url}"));
+    root.printed("is ready").await;
+    let start = |name: &str, parent: &str| {
+        Banyan::start(&format!(
+            "node run {name} --parent {parent} --model banyan-tiny --threads 1 --listen 127.0.0.1:0 --etcd {url}"
+        ))
+    };
+    let (a, b) = (start("a", "root"), start("b", "a"));
+    a.printed("is ready").await;
+    b.printed("is ready").await;
+    let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {url}"));
+    let http = api.api().await;
+    eventually("the API is ready", || async { http.get("/readyz").await.status.is_success().then_some(()) }).await;
+    let body = json!({ "model": "banyan-tiny", "prompt": "Once upon a time", "max_tokens": 16, "temperature": 0 });
+    let text = http.post("/v1/completions", &body).await.text();
+    assert!(text.split_whitespace().count() > 4, "{text:?}");
+
+    let keys = etcd.etcdctl(&["get", "--prefix", "--keys-only", "/banyan/default/"]).await;
+    for key in ["nodes/root", "nodes/a", "nodes/b", "roots/main"] {
+        assert!(keys.out.contains(&format!("/banyan/default/{key}\n")), "{key} is missing in: {}", keys.out);
+    }
+    // A lost lease is a hint, never a death: the node registers again, and serves meanwhile.
+    let removed = etcd.etcdctl(&["del", "/banyan/default/nodes/b"]).await;
+    assert_eq!(removed.out.trim(), "1", "{removed:?}");
+    assert!(http.post("/v1/completions", &body).await.status.is_success());
+    eventually("b registers again", || async {
+        banyan(&format!("node list -o name --etcd {url}")).await.out.lines().any(|name| name == "b").then_some(())
+    })
+    .await;
+
+    for node in [b, a, root] {
+        node.signal("TERM").await;
+        assert_eq!(node.finished().await.code, 0);
+    }
+    let left = etcd.etcdctl(&["get", "--prefix", "--keys-only", "/banyan/"]).await;
+    assert!(!left.out.contains("/banyan/default/nodes/"), "{}", left.out);
+}
+
+#[tokio::test]
+async fn etcdctl_reads_the_embedded_registry() {
+    let up = Banyan::up("--nodes 1").await;
+    let url = up.fact("registry").await;
+    let read = etcdctl(&url, &["get", "/banyan/default/nodes/node-1", "--print-value-only"]).await;
+    assert!(read.out.contains("\"parent\":\"root\""), "{read:?}");
+    let put = etcdctl(&url, &["put", "hello", "world"]).await;
+    assert_eq!(put.out.trim(), "OK", "{put:?}");
+    let health = etcdctl(&url, &["endpoint", "status"]).await;
+    passed(&health);
+}
+
+#[tokio::test]
+async fn the_openai_client_completes_streams_and_raises_the_right_errors() {
+    let up = Banyan::up("--nodes 2 --token-time 5ms").await;
+    let base = up.fact("API").await;
+    passed(&python("openai_client.py", &[&base]).await);
+}
+
+#[tokio::test]
+async fn a_person_asks_on_the_page_sees_tokens_appear_and_presses_stop() {
+    let up = Banyan::up("--nodes 2 --token-time 60ms").await;
+    let page = up.fact("page").await;
+    let etcd = up.fact("registry").await;
+    passed(&python("page.py", &[&page]).await);
+    // Stopping freed the node, not only the page.
+    eventually("nothing runs any more", || async {
+        let nodes = banyan(&format!("node tree -o json --etcd {etcd}")).await.json();
+        let idle = nodes.as_array()?.iter().all(|node| node["running"] == 0 && node["live"] == 0);
+        idle.then_some(())
+    })
+    .await;
+}
