@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, WhyFound};
+pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
 use self::{desk::Desk, work::Work};
 use crate::{
     capacity::Capacity,
@@ -181,7 +181,7 @@ impl Core {
             Input::Inspected { inspected } => {
                 if let Some(reply) = self.inspections.remove(&inspected.number) {
                     // Fails when the asker's patience ended first.
-                    let _ = reply.send(inspected);
+                    let _ = reply.send(*inspected);
                 }
             }
             Input::Attached(attached) => self.attached(attached),
@@ -352,7 +352,11 @@ impl Core {
         }
     }
 
-    fn ask_children(&mut self, inspection: v1::inspection::Kind, reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>>) {
+    fn ask_children(
+        &mut self,
+        inspection: v1::inspection::Kind,
+        reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>>,
+    ) {
         self.inspections.retain(|_, waiting| !waiting.is_closed());
         let target = input::target_of(&inspection);
         let mut waiting = Vec::new();

@@ -76,7 +76,8 @@ impl Deliver {
         };
         to.try_send(v1::Delivery { kind: Some(v1::delivery::Kind::Hello(hello)) }).expect("a new channel has room");
         let welcomed = async {
-            let mut controls = client.deliver(ReceiverStream::new(outbox)).await.map_err(|status| status.message().to_owned())?.into_inner();
+            let mut controls =
+                client.deliver(ReceiverStream::new(outbox)).await.map_err(|status| status.message().to_owned())?.into_inner();
             match controls.message().await.map_err(|status| status.message().to_owned())?.and_then(|control| control.kind) {
                 Some(v1::control::Kind::Welcome(_)) => Ok(controls),
                 _ => Err("it did not welcome us".to_owned()),

@@ -103,7 +103,11 @@ impl Inspector {
         let status = self.own_status().await?;
         let patience = patience(status.ancestry.len());
         let everything = v1::inspection::Kind::View(v1::Target { name: String::new() });
-        let waiting = self.core.request(|reply| Input::AskChildren { inspection: everything, reply }).await.map_err(|_| Unanswered::Stopped)?;
+        let waiting = self
+            .core
+            .request(|reply| Input::AskChildren { inspection: everything, reply })
+            .await
+            .map_err(|_| Unanswered::Stopped)?;
         let answers = waiting.into_iter().map(async |(name, answer)| {
             match timeout(patience, answer).await.ok().and_then(Result::ok).and_then(|inspected| inspected.kind) {
                 Some(v1::inspected::Kind::View(view)) => view,
@@ -134,7 +138,8 @@ impl Inspector {
                 _ => Err(unexpected()),
             };
         }
-        let parent: NodeName = request.parent.parse().map_err(|error: banyan_proto::NameError| Unanswered::Failed(error.to_string()))?;
+        let parent: NodeName =
+            request.parent.parse().map_err(|error: banyan_proto::NameError| Unanswered::Failed(error.to_string()))?;
         let Some(wanted) = &self.wanted else {
             return Err(Unanswered::Failed("a root has no parent, so it can't be moved".to_owned()));
         };
@@ -152,8 +157,12 @@ impl Inspector {
         let shown = id.clone();
         match self.core.request(|reply| Input::Why { id, reply }).await.map_err(|_| Unanswered::Stopped)? {
             Some(crate::core::WhyFound::Way(way)) => Ok(translate::way(&way)),
-            Some(crate::core::WhyFound::Nothing) => Err(Unanswered::NotFound(format!("no query {shown} among those that this root remembers"))),
-            Some(crate::core::WhyFound::Ambiguous) => Err(Unanswered::Failed(format!("more than one query begins with {shown}: give more of the id"))),
+            Some(crate::core::WhyFound::Nothing) => {
+                Err(Unanswered::NotFound(format!("no query {shown} among those that this root remembers")))
+            }
+            Some(crate::core::WhyFound::Ambiguous) => {
+                Err(Unanswered::Failed(format!("more than one query begins with {shown}: give more of the id")))
+            }
             None => Err(Unanswered::Failed(format!("{} is no root, and only a root knows the ways of queries", self.facts.name))),
         }
     }
@@ -208,7 +217,8 @@ impl Inspector {
     /// Asks all children; whoever is, or has below it, the node that is meant answers.
     async fn ask_below(&self, name: &str, inspection: v1::inspection::Kind) -> Result<v1::inspected::Kind, Unanswered> {
         let depth = self.core.request(Input::Snapshot).await.map_err(|_| Unanswered::Stopped)?.ancestry.len();
-        let waiting = self.core.request(|reply| Input::AskChildren { inspection, reply }).await.map_err(|_| Unanswered::Stopped)?;
+        let waiting =
+            self.core.request(|reply| Input::AskChildren { inspection, reply }).await.map_err(|_| Unanswered::Stopped)?;
         let answers = waiting.into_iter().map(async |(_, answer)| timeout(patience(depth), answer).await.ok()?.ok()?.kind);
         let mut answers: futures::stream::FuturesUnordered<_> = answers.collect();
         while let Some(answer) = futures::StreamExt::next(&mut answers).await {

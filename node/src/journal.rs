@@ -87,15 +87,19 @@ impl Fact {
     fn tells(&self) -> bool {
         match self {
             Fact::Router(router::Event::ChildReported { .. }, _) => false,
-            Fact::Router(router::Event::Ended { .. }, actions) => actions.iter().any(|action| !matches!(action, router::Action::Report { .. })),
+            Fact::Router(router::Event::Ended { .. }, actions) => {
+                actions.iter().any(|action| !matches!(action, router::Action::Report { .. }))
+            }
             Fact::Router(..) | Fact::Note(_) => true,
             Fact::Ledger(event, actions) => match event {
-                ledger::Event::Asked(_) => actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Placed { .. })),
+                ledger::Event::Asked(_) => {
+                    actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Placed { .. }))
+                }
                 ledger::Event::Refused { .. } | ledger::Event::Returned { .. } | ledger::Event::HolderLost { .. } => true,
                 ledger::Event::ClientLeft { .. } => !actions.is_empty(),
-                ledger::Event::Tick | ledger::Event::Room(_) | ledger::Event::Held { .. } => {
-                    actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Recall { .. } | ledger::Action::Cancel { .. }))
-                }
+                ledger::Event::Tick | ledger::Event::Room(_) | ledger::Event::Held { .. } => actions.iter().any(|action| {
+                    matches!(action, ledger::Action::Fail { .. } | ledger::Action::Recall { .. } | ledger::Action::Cancel { .. })
+                }),
                 _ => false,
             },
         }
@@ -131,7 +135,9 @@ fn router_event(event: &router::Event) -> String {
         router::Event::ChildJoined { child } => format!("child {child} attached"),
         router::Event::ChildLeft { child } => format!("child {child} left"),
         router::Event::ChildReported { child, .. } => format!("child {child} reported"),
-        router::Event::Arrived(ticket) if ticket.attempt.number > 1 => format!("query {} (attempt {})", ticket.id, ticket.attempt.number),
+        router::Event::Arrived(ticket) if ticket.attempt.number > 1 => {
+            format!("query {} (attempt {})", ticket.id, ticket.attempt.number)
+        }
         router::Event::Arrived(ticket) => format!("query {}", ticket.id),
         router::Event::Ended { id } => format!("query {id} left the engine"),
         router::Event::Cancelled { id, .. } => format!("query {id} cancelled"),
@@ -167,7 +173,9 @@ fn ledger_event(event: &ledger::Event) -> String {
         Event::Tick => "time passed".to_owned(),
         Event::Held { id, holder, running: true, .. } => format!("query {id} runs on {}", holder.name),
         Event::Held { id, holder, .. } => format!("query {id} queued at {}", holder.name),
-        Event::Progressed { id, .. } | Event::Generated { id, .. } | Event::Finished { id, .. } => format!("query {id} progressed"),
+        Event::Progressed { id, .. } | Event::Generated { id, .. } | Event::Finished { id, .. } => {
+            format!("query {id} progressed")
+        }
         Event::Refused { id, holder, busy: true, .. } => format!("query {id} refused by {}, which is full", holder.name),
         Event::Refused { id, holder, .. } => format!("query {id} refused by {}", holder.name),
         Event::Bounced { id, .. } => format!("query {id} found no child"),

@@ -134,7 +134,8 @@ impl Lanes {
     fn forget_idle_owners(&mut self) {
         let clock = self.clock;
         let lanes = &self.lanes;
-        let has_lane = |owner: &Arc<str>| lanes.range((owner.clone(), Arc::from(""))..).next().is_some_and(|((of, _), _)| of == owner);
+        let has_lane =
+            |owner: &Arc<str>| lanes.range((owner.clone(), Arc::from(""))..).next().is_some_and(|((of, _), _)| of == owner);
         self.served.retain(|owner, served| *served > clock || has_lane(owner));
     }
 }

@@ -17,8 +17,8 @@ use std::{
 
 use banyan_proto::{Attempt, QueryId};
 
-pub use self::types::{Action, Asked, Event, Failure, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
 use self::entry::Entry;
+pub use self::types::{Action, Asked, Event, Failure, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
 use crate::{
     capacity::{self, Capacity},
     lanes::{Lanes, Waiting},

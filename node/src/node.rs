@@ -120,7 +120,10 @@ impl Node {
             tree: config.tree.clone(),
             incarnation: now.as_nanos() as u64,
             version: VERSION.to_owned(),
-            models: info.iter().map(|info| Model { id: info.model.clone(), context: info.context, chat: info.chat, created: info.created }).collect(),
+            models: info
+                .iter()
+                .map(|info| Model { id: info.model.clone(), context: info.context, chat: info.chat, created: info.created })
+                .collect(),
             device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
             started_at: now.as_millis() as u64,
         };
@@ -136,7 +139,8 @@ impl Node {
             None => (None, None),
         };
         let fingerprint = info.as_ref().map(|info| info.fingerprint.clone()).unwrap_or_default();
-        let batch_max = info.as_ref().map_or(0, |info| config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1)));
+        let batch_max =
+            info.as_ref().map_or(0, |info| config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1)));
         let inspector = Arc::new(Inspector {
             facts: Facts {
                 name: config.name.clone(),
@@ -285,9 +289,10 @@ async fn serve(
     let tree = TreeServer::new(TreeService::new(config.name.clone(), registry.cluster().clone(), core.clone()));
     let inspect = InspectServer::new(InspectService { inspector: inspector.clone(), core: core.clone() });
     // Only a root answers questions and takes deliveries.
-    let root = config.parent.is_none().then(|| {
-        RootServer::new(RootService::new(core)).max_decoding_message_size(limit).max_encoding_message_size(limit)
-    });
+    let root = config
+        .parent
+        .is_none()
+        .then(|| RootServer::new(RootService::new(core)).max_decoding_message_size(limit).max_encoding_message_size(limit));
     let router = dial::server()
         .add_service(health_service)
         .add_service(reflection)

@@ -219,7 +219,15 @@ impl Router {
     /// A router with no children and an idle engine. A root is connected from the start.
     pub fn new(settings: Settings) -> Self {
         let connected = settings.engine.is_none();
-        Router { settings, connected, running: BTreeMap::new(), queue: VecDeque::new(), children: Vec::new(), turn: 0, reported: Vec::new() }
+        Router {
+            settings,
+            connected,
+            running: BTreeMap::new(),
+            queue: VecDeque::new(),
+            children: Vec::new(),
+            turn: 0,
+            reported: Vec::new(),
+        }
     }
 
     /// What this node was built from.
@@ -258,7 +266,11 @@ impl Router {
         let mut sum = Vec::new();
         if let Some(engine) = &self.settings.engine {
             // A node with children passes on what it can't run, and keeps no queue.
-            let queue = if self.children.is_empty() && self.connected { engine.batch_max.saturating_sub(self.queue.len() as u32) } else { 0 };
+            let queue = if self.children.is_empty() && self.connected {
+                engine.batch_max.saturating_sub(self.queue.len() as u32)
+            } else {
+                0
+            };
             let own = Capacity { models: engine.models.clone(), room: self.own_room(), queue, slots: engine.busy_at };
             capacity::add(&mut sum, own);
         }

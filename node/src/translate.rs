@@ -189,13 +189,22 @@ fn invalid(param: &str, message: String) -> v1::Failed {
 }
 
 fn logprob(one: engine::TokenLogprob) -> v1::TokenLogprob {
-    let top = one.top.into_iter().map(|(token, bytes, logprob)| v1::TokenLogprob { token, bytes: bytes.into(), logprob, top: Vec::new() });
+    let top = one.top.into_iter().map(|(token, bytes, logprob)| v1::TokenLogprob {
+        token,
+        bytes: bytes.into(),
+        logprob,
+        top: Vec::new(),
+    });
     v1::TokenLogprob { token: one.token, bytes: one.bytes.into(), logprob: one.logprob, top: top.collect() }
 }
 
 /// What the client is told; `said` is what the node itself said.
 pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
-    let of = |reason: v1::Failure, message: &str| v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() };
+    let of = |reason: v1::Failure, message: &str| v1::Failed {
+        reason: reason.into(),
+        message: message.to_owned(),
+        ..Default::default()
+    };
     match failure {
         Failure::Overloaded { retry_after_ms } => {
             v1::Failed { retry_after_ms, ..of(v1::Failure::Overloaded, "the tree is full and so are the lanes before it") }

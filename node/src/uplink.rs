@@ -127,7 +127,8 @@ impl Uplink {
         };
         to.try_send(v1::Up { kind: Some(v1::up::Kind::Hello(hello)) }).expect("a new channel has room");
         let attached = async {
-            let mut stream = client.attach(ReceiverStream::new(outbox)).await.map_err(|status| status.message().to_owned())?.into_inner();
+            let mut stream =
+                client.attach(ReceiverStream::new(outbox)).await.map_err(|status| status.message().to_owned())?.into_inner();
             let first = stream.message().await.map_err(|status| status.message().to_owned())?;
             match first.and_then(|down| down.kind) {
                 Some(v1::down::Kind::Ancestry(ancestry)) => Ok((stream, ancestry)),
@@ -135,7 +136,8 @@ impl Uplink {
                 _ => Err("it did not say where it stands in the tree".to_owned()),
             }
         };
-        let (stream, ancestry) = timeout(ATTACH_TIMEOUT, attached).await.map_err(|_| "it did not answer in time".to_owned())??;
+        let (stream, ancestry) =
+            timeout(ATTACH_TIMEOUT, attached).await.map_err(|_| "it did not answer in time".to_owned())??;
         if self.is_among(&ancestry) {
             return Err("this node is above it, so attaching would close a circle".to_owned());
         }
@@ -176,11 +178,10 @@ impl Uplink {
                         }
                     };
                     match kind {
-                        Some(v1::down::Kind::Query(query)) => {
-                            if self.core.tell(Input::Query { link, query }).await.is_err() {
-                                break End::Stopped;
-                            }
-                        }
+                        Some(v1::down::Kind::Query(query)) => match self.core.tell(Input::Query { link, query }).await {
+                            Ok(()) => {}
+                            Err(core::Stopped) => break End::Stopped,
+                        },
                         Some(v1::down::Kind::Ancestry(ancestry)) => {
                             if self.is_among(&ancestry) {
                                 break End::Broken;
@@ -249,7 +250,14 @@ impl Uplink {
             count => ancestry.ancestors[count - 1].address.clone(),
         };
         let root = Some(RootAddress { address, epoch: ancestry.epoch });
-        self.root.send_if_modified(|known| if *known == root { false } else { known.clone_from(&root); true });
+        self.root.send_if_modified(|known| {
+            if *known == root {
+                false
+            } else {
+                known.clone_from(&root);
+                true
+            }
+        });
     }
 }
 

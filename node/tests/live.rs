@@ -24,7 +24,13 @@ async fn ask(mut root: RootClient<tonic::transport::Channel>, number: u64, token
         prompt: Some(v1::generation::Prompt::Text(format!("query number {number}"))),
         max_tokens: tokens,
         ignore_eos: true,
-        sampling: Some(v1::Sampling { seed: number, temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, ..Default::default() }),
+        sampling: Some(v1::Sampling {
+            seed: number,
+            temperature: 1.0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let header = v1::Header {
@@ -72,7 +78,11 @@ async fn a_recorded_live_run_replays_to_exactly_its_actions() {
     let root = Node::start(config, registry.clone(), None, loopback().await).await.unwrap();
     let mut nodes = Vec::new();
     for (index, (node, parent)) in [("a", "root"), ("b", "a"), ("c", "a")].into_iter().enumerate() {
-        let config = Config { recording: Some(recordings[index + 1].clone()), busy_at: Some(2), ..Config::child(name(node), name(parent)) };
+        let config = Config {
+            recording: Some(recordings[index + 1].clone()),
+            busy_at: Some(2),
+            ..Config::child(name(node), name(parent))
+        };
         let engine = Engine::fake(fake::Options {
             batch_max: 4,
             token_time: Duration::from_millis(1),
@@ -85,7 +95,8 @@ async fn a_recorded_live_run_replays_to_exactly_its_actions() {
     }
 
     let client = RootClient::connect(format!("http://{}", root.address())).await.unwrap();
-    let mut asked: FuturesUnordered<_> = (0..200u64).map(|number| ask(client.clone(), number, 1 + (number % 12) as u32)).collect();
+    let mut asked: FuturesUnordered<_> =
+        (0..200u64).map(|number| ask(client.clone(), number, 1 + (number % 12) as u32)).collect();
     let all = async {
         while let Some((text, positions)) = asked.next().await {
             assert!(!text.is_empty());

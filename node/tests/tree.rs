@@ -20,7 +20,7 @@ enum Step {
     Ask { model: u8, owner: u8, tokens: u8 },
     ClientLeaves(u8),
     Deliver(u16),
-    EngineStep(u8),
+    Compute(u8),
     Report(u8),
     Join { below: u8, model: u8, busy_at: u8, batch: u8 },
     Kill(u8),
@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (any::<u8>(), 0u8..3, 1u8..6).prop_map(|(model, owner, tokens)| Step::Ask { model, owner, tokens }),
         1 => any::<u8>().prop_map(Step::ClientLeaves),
         20 => any::<u16>().prop_map(Step::Deliver),
-        10 => any::<u8>().prop_map(Step::EngineStep),
+        10 => any::<u8>().prop_map(Step::Compute),
         6 => any::<u8>().prop_map(Step::Report),
         1 => (any::<u8>(), any::<u8>(), 1u8..4, 0u8..4).prop_map(|(below, model, busy_at, more)| Step::Join {
             below,
@@ -147,7 +147,11 @@ fn token(id: QueryId, position: u32) -> u32 {
 impl World {
     fn new(routing: Routing) -> Self {
         let settings = router::Settings { name: "root".parse().unwrap(), routing, engine: None };
-        let ledger = Ledger::new(ledger::Settings { epoch: 1, eager: routing == Routing::Classic, lanes: LaneLimits { entries: 64, bytes: 1 << 20 } });
+        let ledger = Ledger::new(ledger::Settings {
+            epoch: 1,
+            eager: routing == Routing::Classic,
+            lanes: LaneLimits { entries: 64, bytes: 1 << 20 },
+        });
         World { now: 0, routing, root: Router::new(settings), ledger, nodes: Vec::new(), clients: BTreeMap::new(), next: 1 }
     }
 
@@ -159,7 +163,8 @@ impl World {
         match step {
             Step::Ask { model, owner, tokens } => self.ask(MODELS[usize::from(model) % MODELS.len()], owner, tokens.into()),
             Step::ClientLeaves(which) => {
-                let live: Vec<QueryId> = self.clients.iter().filter(|(_, client)| client.ends == 0 && !client.left).map(|(id, _)| *id).collect();
+                let live: Vec<QueryId> =
+                    self.clients.iter().filter(|(_, client)| client.ends == 0 && !client.left).map(|(id, _)| *id).collect();
                 if !live.is_empty() {
                     let id = live[usize::from(which) % live.len()];
                     self.clients.get_mut(&id).unwrap().left = true;
@@ -173,7 +178,7 @@ impl World {
                     self.deliver(node, channel);
                 }
             }
-            Step::EngineStep(which) => {
+            Step::Compute(which) => {
                 let alive = self.alive();
                 if !alive.is_empty() {
                     self.engine_step(alive[usize::from(which) % alive.len()]);
@@ -322,7 +327,13 @@ impl World {
                     let kept = node.kept.get_mut(&id).expect("what runs was kept");
                     kept.running = running;
                     let attempt = kept.attempt;
-                    node.deliveries.push_back(Delivery::Event(ledger::Event::Held { id, attempt, holder, running, trail: Vec::new() }));
+                    node.deliveries.push_back(Delivery::Event(ledger::Event::Held {
+                        id,
+                        attempt,
+                        holder,
+                        running,
+                        trail: Vec::new(),
+                    }));
                 }
                 router::Action::Refuse { id, .. } => {
                     let attempt = query.take().unwrap().ticket.attempt;
@@ -396,10 +407,13 @@ impl World {
             1 => {
                 let up = self.nodes[index].up.pop_front().unwrap();
                 let (child, parent) = (self.nodes[index].name.clone(), self.nodes[index].parent);
-                self.parent(parent, match up {
-                    Up::Report { received, capacity } => router::Event::ChildReported { child, received, capacity },
-                    Up::Gone => router::Event::ChildLeft { child },
-                });
+                self.parent(
+                    parent,
+                    match up {
+                        Up::Report { received, capacity } => router::Event::ChildReported { child, received, capacity },
+                        Up::Gone => router::Event::ChildLeft { child },
+                    },
+                );
             }
             2 => {
                 let stream = self.nodes[index].stream;
@@ -446,7 +460,7 @@ impl World {
                 ledger::Action::Fail { id, failure } => {
                     let client = self.clients.get_mut(&id).unwrap();
                     client.ends += 1;
-                    let served = self.nodes.iter().any(|node| node.alive && node.model == client.model);
+                    let served = self.root.capacity().iter().any(|set| serves(&set.models, client.model));
                     match failure {
                         Failure::Overloaded { .. } => assert!(client.got.is_empty()),
                         Failure::UnknownModel { .. } => assert!(!served),
@@ -496,10 +510,18 @@ impl World {
         if self.routing == Routing::Classic {
             return;
         }
-        let idle: BTreeSet<&str> = self.nodes.iter().filter(|node| node.alive && node.router.has_room()).map(|node| node.model).collect();
+        let idle: BTreeSet<&str> =
+            self.nodes.iter().filter(|node| node.alive && node.router.has_room()).map(|node| node.model).collect();
         for (id, client) in &self.clients {
-            let waits = client.ends == 0 && !client.left && !self.nodes.iter().any(|node| node.alive && node.kept.get(id).is_some_and(|kept| kept.running));
-            assert!(!(waits && idle.contains(client.model)), "query {id} for {} waits while a node idles: {:?}", client.model, self.ledger.way(id));
+            let waits = client.ends == 0
+                && !client.left
+                && !self.nodes.iter().any(|node| node.alive && node.kept.get(id).is_some_and(|kept| kept.running));
+            assert!(
+                !(waits && idle.contains(client.model)),
+                "query {id} for {} waits while a node idles: {:?}",
+                client.model,
+                self.ledger.way(id)
+            );
         }
     }
 
@@ -520,7 +542,13 @@ impl World {
             self.engine_step(index);
         }
         for (id, client) in &self.clients {
-            assert!(client.left || client.ends == 1, "query {id} for {} ended {} times: {:?}", client.model, client.ends, self.ledger.way(id));
+            assert!(
+                client.left || client.ends == 1,
+                "query {id} for {} ended {} times: {:?}",
+                client.model,
+                client.ends,
+                self.ledger.way(id)
+            );
         }
         assert_eq!((self.ledger.live(), self.ledger.waiting()), (0, 0));
         for node in self.nodes.iter().filter(|node| node.alive) {

@@ -18,25 +18,58 @@ use crate::ledger::Way;
 /// What happened around the node.
 pub(crate) enum Input {
     ChildAttached(ChildLink),
-    ChildReport { child: NodeName, link: u64, report: v1::Report },
-    ChildGone { child: NodeName, link: u64 },
+    ChildReport {
+        child: NodeName,
+        link: u64,
+        report: v1::Report,
+    },
+    ChildGone {
+        child: NodeName,
+        link: u64,
+    },
     /// A child's answer to an inspection.
-    Inspected { inspected: v1::Inspected },
+    Inspected {
+        inspected: Box<v1::Inspected>,
+    },
     Attached(Attached),
-    Detached { link: u64 },
-    Ancestry { link: u64, ancestry: v1::Ancestry },
-    Query { link: u64, query: v1::Query },
-    RootConnected { to: mpsc::Sender<v1::Delivery> },
+    Detached {
+        link: u64,
+    },
+    Ancestry {
+        link: u64,
+        ancestry: v1::Ancestry,
+    },
+    Query {
+        link: u64,
+        query: v1::Query,
+    },
+    RootConnected {
+        to: mpsc::Sender<v1::Delivery>,
+    },
     RootLost,
     Control(v1::Control),
     Ask(Ask),
     HolderJoined(HolderLink),
-    HolderGone { stream: u64 },
-    Frame { stream: u64, frame: v1::Frame },
-    AskChildren { inspection: v1::inspection::Kind, reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>> },
+    HolderGone {
+        stream: u64,
+    },
+    Frame {
+        stream: u64,
+        frame: v1::Frame,
+    },
+    AskChildren {
+        inspection: v1::inspection::Kind,
+        reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>>,
+    },
     Snapshot(oneshot::Sender<Snapshot>),
-    Log { last: u32, reply: oneshot::Sender<(Vec<v1::Decision>, broadcast::Receiver<v1::Decision>)> },
-    Why { id: String, reply: oneshot::Sender<Option<WhyFound>> },
+    Log {
+        last: u32,
+        reply: oneshot::Sender<(Vec<v1::Decision>, broadcast::Receiver<v1::Decision>)>,
+    },
+    Why {
+        id: String,
+        reply: oneshot::Sender<Option<WhyFound>>,
+    },
     Note(String),
     Stop(oneshot::Sender<()>),
 }

@@ -143,7 +143,9 @@ impl Entry {
     pub(super) fn may_be_held_by(&self, holder: &Holder) -> bool {
         match self.state {
             State::Waiting | State::Ended => false,
-            State::Sent | State::Queued | State::Running => self.holder.as_ref().is_none_or(|known| known.stream == holder.stream),
+            State::Sent | State::Queued | State::Running => {
+                self.holder.as_ref().is_none_or(|known| known.stream == holder.stream)
+            }
         }
     }
 

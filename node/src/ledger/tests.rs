@@ -82,7 +82,9 @@ fn a_full_lane_refuses_with_an_honest_wait() {
     let mut ledger = ledger();
     ledger.feed(0, (1..=4).map(|number| Event::Asked(asked(number))));
     let actions = ledger.feed(0, [Event::Asked(asked(5))]);
-    assert!(matches!(failure(&actions), Some(Failure::Overloaded { retry_after_ms }) if (1000..=60_000).contains(retry_after_ms)));
+    assert!(
+        matches!(failure(&actions), Some(Failure::Overloaded { retry_after_ms }) if (1000..=60_000).contains(retry_after_ms))
+    );
     assert_eq!(ledger.live(), 4);
 }
 

@@ -5,11 +5,7 @@ use std::sync::Arc;
 use banyan_proto::{Attempt, NodeName, QueryId};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    capacity::Capacity,
-    config::LaneLimits,
-    router::Ticket,
-};
+use crate::{capacity::Capacity, config::LaneLimits, router::Ticket};
 
 /// What a ledger is built from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -91,7 +91,8 @@ fn a_busy_node_passes_queries_on_round_robin_to_children_with_room() {
 
 #[test]
 fn with_no_room_anywhere_the_round_goes_over_the_queues_and_then_over_all() {
-    let mut root = root(Routing::RoundRobin).with_child("a", 0, capacity("m", 0, 0, 1)).with_child("b", 0, capacity("m", 0, 1, 1));
+    let mut root =
+        root(Routing::RoundRobin).with_child("a", 0, capacity("m", 0, 0, 1)).with_child("b", 0, capacity("m", 0, 1, 1));
     let done = root.feed((1..=3).map(ask));
     assert_eq!(to(&done), [("b", Choice::Turn), ("a", Choice::Turn), ("b", Choice::Turn)]);
 }
@@ -117,7 +118,8 @@ fn the_classic_rule_looks_at_no_report() {
 
 #[test]
 fn weighted_routing_follows_the_slots_of_the_subtrees() {
-    let mut root = root(Routing::Weighted).with_child("a", 0, capacity("m", 90, 0, 3)).with_child("b", 0, capacity("m", 90, 0, 1));
+    let mut root =
+        root(Routing::Weighted).with_child("a", 0, capacity("m", 90, 0, 3)).with_child("b", 0, capacity("m", 90, 0, 1));
     let done = root.feed((1..=8).map(ask));
     assert_eq!(to(&done).iter().filter(|(child, _)| *child == "a").count(), 6);
 }
@@ -130,7 +132,8 @@ fn least_busy_routing_takes_the_largest_free_share() {
 
 #[test]
 fn a_query_goes_only_where_its_model_is_served() {
-    let mut root = root(Routing::RoundRobin).with_child("a", 0, capacity("other", 9, 9, 9)).with_child("b", 0, capacity("m", 0, 1, 1));
+    let mut root =
+        root(Routing::RoundRobin).with_child("a", 0, capacity("other", 9, 9, 9)).with_child("b", 0, capacity("m", 0, 1, 1));
     assert_eq!(to(&root.feed([ask(1)])), [("b", Choice::Turn)]);
     let mut lonely = self::root(Routing::RoundRobin).with_child("a", 0, capacity("other", 9, 9, 9));
     assert_eq!(lonely.feed([ask(1)]), [Action::Refuse { id: id(1), because: Because::Model }]);
@@ -142,7 +145,8 @@ fn a_preferred_child_with_room_gets_the_query_and_one_without_does_not() {
         Event::Arrived(ticket) => Event::Arrived(Ticket { prefer: Some(name(node)), ..ticket }),
         other => other,
     };
-    let mut root = root(Routing::RoundRobin).with_child("a", 0, capacity("m", 1, 0, 1)).with_child("b", 0, capacity("m", 1, 0, 1));
+    let mut root =
+        root(Routing::RoundRobin).with_child("a", 0, capacity("m", 1, 0, 1)).with_child("b", 0, capacity("m", 1, 0, 1));
     let done = root.feed([prefer(1, "b"), prefer(2, "b")]);
     assert_eq!(to(&done), [("b", Choice::Preferred), ("a", Choice::Room)]);
 }
@@ -188,10 +192,12 @@ fn a_node_without_a_way_to_the_root_takes_nothing() {
 #[test]
 fn room_that_appears_or_vanishes_is_urgent_news() {
     let mut leaf = leaf(2, 2);
-    let urgent = |actions: Vec<Action>| actions.iter().find_map(|action| match action {
-        Action::Report { urgent, .. } => Some(*urgent),
-        _ => None,
-    });
+    let urgent = |actions: Vec<Action>| {
+        actions.iter().find_map(|action| match action {
+            Action::Report { urgent, .. } => Some(*urgent),
+            _ => None,
+        })
+    };
     assert_eq!(urgent(leaf.handle(ask(1))), Some(false));
     assert_eq!(urgent(leaf.handle(ask(2))), Some(true));
     assert_eq!(urgent(leaf.handle(Event::Ended { id: id(1) })), Some(true));

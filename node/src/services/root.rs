@@ -46,7 +46,8 @@ impl Root for RootService {
             Some(v1::delivery::Kind::Hello(hello)) => hello,
             _ => return Err(Status::invalid_argument("a node says hello first")),
         };
-        let name: NodeName = hello.node.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
+        let name: NodeName =
+            hello.node.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
         let stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
         let (to, outbox) = mpsc::channel(core::OUTBOX);
         self.core.tell(Input::HolderJoined(HolderLink { name, stream, to })).await.map_err(|_| stopping())?;

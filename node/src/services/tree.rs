@@ -30,7 +30,9 @@ impl TreeService {
             return Some(format!("{} can't be its own parent", self.name));
         }
         let ancestry = self.core.request(Input::Snapshot).await.ok()?.ancestry;
-        ancestry.contains(&hello.name).then(|| format!("{} is above {}, so attaching would close a circle", hello.name, self.name))
+        ancestry
+            .contains(&hello.name)
+            .then(|| format!("{} is above {}, so attaching would close a circle", hello.name, self.name))
     }
 }
 
@@ -44,7 +46,8 @@ impl Tree for TreeService {
             Some(v1::up::Kind::Hello(hello)) => hello,
             _ => return Err(Status::invalid_argument("a child says hello first")),
         };
-        let name: NodeName = hello.name.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
+        let name: NodeName =
+            hello.name.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
         if let Some(message) = self.objection(&hello).await {
             let rejected = v1::Down { kind: Some(v1::down::Kind::Rejected(v1::Rejected { message })) };
             return Ok(Response::new(Box::pin(futures::stream::iter([Ok(rejected)]))));
@@ -65,7 +68,7 @@ async fn read(core: Handle, child: NodeName, link: u64, mut up: Streaming<v1::Up
         let input = match up.message().await {
             Ok(Some(up)) => match up.kind {
                 Some(v1::up::Kind::Report(report)) => Input::ChildReport { child: child.clone(), link, report },
-                Some(v1::up::Kind::Inspected(inspected)) => Input::Inspected { inspected },
+                Some(v1::up::Kind::Inspected(inspected)) => Input::Inspected { inspected: Box::new(inspected) },
                 // A second hello says nothing new; what is unknown comes from a newer child.
                 Some(v1::up::Kind::Hello(_)) | None => continue,
             },
