@@ -111,7 +111,12 @@ impl Answer {
             };
             match stream.message().await {
                 Ok(Some(answer)) => {
+                    let last = matches!(answer.kind, Some(v1::answer::Kind::End(_)));
                     if let Some(event) = self.read(answer).await? {
+                        if last && let Some(stream) = &mut self.stream {
+                            // The stream's end comes right behind: read, it costs nothing; dropped, it costs a reset.
+                            let _ = stream.message().await;
+                        }
                         return Ok(event);
                     }
                 }

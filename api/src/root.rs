@@ -13,14 +13,11 @@ use std::{
 
 use banyan_etcd::View;
 use banyan_proto::{
-    MESSAGE_BYTES_MAX, NodeName,
+    MESSAGE_BYTES_MAX, NodeName, dial,
     v1::{self, inspect_client::InspectClient, root_client::RootClient},
 };
 use tokio::sync::watch;
-use tonic::{
-    Code, Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::catalogue;
 
@@ -147,15 +144,12 @@ impl Roots {
 }
 
 fn channel(address: &str) -> Result<Channel, AskError> {
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(url).map_err(|_| AskError::Address(address.to_owned()))?;
+    let endpoint = dial::endpoint(address).map_err(|_| AskError::Address(address.to_owned()))?;
     Ok(endpoint
         .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
         .initial_stream_window_size(ANSWER_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_PATIENCE)
-        .keep_alive_while_idle(true)
         .connect_lazy())
 }

@@ -8,7 +8,7 @@ use banyan_proto::{
     MESSAGE_BYTES_MAX, NodeName,
     v1::{NodeStatus, Target, TreeView, inspect_client::InspectClient},
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::{
     args::RegistryArgs,
@@ -98,8 +98,7 @@ async fn ask(member: &Member, name: &NodeName) -> Result<(InspectClient<Channel>
 
 async fn dial(address: &str) -> Result<InspectClient<Channel>, Failure> {
     let failed = |error| Failure::new(Code::Unavailable, anyhow::Error::new(error).context(format!("failed to dial {address}")));
-    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(uri).map_err(failed)?.connect_timeout(DIAL);
+    let endpoint = banyan_proto::dial::endpoint(address).map_err(failed)?.connect_timeout(DIAL);
     let channel = tokio::time::timeout(DIAL, endpoint.connect())
         .await
         .map_err(|_| Failure::told(Code::TimedOut, format!("failed to dial {address}: no answer within {DIAL:?}")))?

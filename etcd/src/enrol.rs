@@ -86,10 +86,13 @@ pub(crate) async fn enrol(
     }
 }
 
-/// Whether the registry holds `member`, and for a root its tree, under `lease`.
+/// Whether the registry holds just this `member`, and for a root its tree, under `lease`.
 pub(crate) async fn is_held(registry: &Registry, member: &Member, lease: i64) -> Result<bool, CallError> {
     let (_, found) = read(registry, &own_keys(registry, member)).await?;
-    Ok(found.iter().all(|key| key.as_ref().is_some_and(|key| key.lease == lease)))
+    let under_lease = found.iter().all(|key| key.as_ref().is_some_and(|key| key.lease == lease));
+    // A move whose answer was lost may have happened after all, or a hand have changed the value.
+    let said = found.first().and_then(Option::as_ref).and_then(|key| Member::parse(&member.name, &key.value).ok());
+    Ok(under_lease && said.as_ref() == Some(member))
 }
 
 async fn attempt(registry: &Registry, member: &Member, lease: i64, occasion: Occasion) -> Result<Enrolled, Setback> {

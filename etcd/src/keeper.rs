@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    CallError, MoveError, RegisterError, Registry, View,
+    MoveError, RegisterError, Registry, View,
     backoff::Backoff,
     enrol::{self, Enrolled, Occasion},
     lease::{Lease, Renewal},
@@ -36,6 +36,8 @@ pub(crate) struct Keeper {
     moves: mpsc::Receiver<Move>,
     backoff: Backoff,
     next: Instant,
+    /// Whether the last return was refused: said once, not at every try.
+    refused: bool,
 }
 
 impl Keeper {
@@ -48,7 +50,7 @@ impl Keeper {
     ) -> Self {
         let next = Instant::now() + lease.ttl() / 3;
         let (renewed, backoff) = (Instant::now(), Backoff::while_unavailable());
-        Keeper { registry, lease: Some(lease), renewed, entry, registered, moves, backoff, next }
+        Keeper { registry, lease: Some(lease), renewed, entry, registered, moves, backoff, next, refused: false }
     }
 
     /// Keeps the registration until `leave`, then gives it back.
@@ -72,7 +74,7 @@ impl Keeper {
                 }
                 () = tokio::time::sleep_until(self.next) => self.tend().await,
                 // The next renewal would notice too; this is sooner.
-                () = vanished(&mut view, &entry) => self.tend().await,
+                () = vanished(&mut view, &entry), if *self.registered.borrow() => self.tend().await,
             }
         }
     }
@@ -95,7 +97,6 @@ impl Keeper {
 
     /// Renews the lease, and registers again if the registry lost it or its keys. Returns the lease's time to live.
     async fn try_to_tend(&mut self) -> Result<Duration, RegisterError> {
-        let unavailable = |registry: &Registry, error: CallError| registry.unavailable(error);
         if let Some(lease) = &self.lease {
             match lease.renew().await {
                 Ok(()) => {
@@ -103,37 +104,44 @@ impl Keeper {
                     let (ttl, id) = (lease.ttl(), lease.id());
                     let member = self.entry.borrow().member.clone();
                     let held = enrol::is_held(&self.registry, &member, id).await;
-                    if held.map_err(|error| unavailable(&self.registry, error))? {
+                    if held.map_err(|error| self.registry.unavailable(error))? {
                         self.tell(true);
                         return Ok(ttl);
                     }
                 }
                 Err(Renewal::Gone) => {
                     if let Some(lease) = self.lease.take() {
-                        lease.is_gone();
+                        lease.let_go();
                     }
                 }
                 Err(Renewal::Failed(error)) => {
                     if self.renewed.elapsed() > lease.ttl() {
                         self.tell(false);
                     }
-                    return Err(unavailable(&self.registry, error));
+                    return Err(self.registry.unavailable(error));
                 }
             }
         }
         self.tell(false);
         let lease = match self.lease.take() {
             Some(lease) => lease,
-            None => Lease::grant(&self.registry).await.map_err(|error| unavailable(&self.registry, error))?,
+            None => Lease::grant(&self.registry).await.map_err(|error| self.registry.unavailable(error))?,
         };
         let (ttl, id) = (lease.ttl(), lease.id());
         self.lease = Some(lease);
         let member = self.entry.borrow().member.clone();
-        let enrolled = enrol::enrol(&self.registry, &member, id, Occasion::Return).await.inspect_err(|error| {
-            if let RegisterError::Taken { .. } | RegisterError::TreeTaken { .. } | RegisterError::Cycle { .. } = error {
-                warn!(name = %member.name, %error, "can't register again");
+        let enrolled = match enrol::enrol(&self.registry, &member, id, Occasion::Return).await {
+            Ok(enrolled) => enrolled,
+            Err(error) => {
+                let refused = !matches!(error, RegisterError::Unavailable { .. });
+                if refused && !self.refused {
+                    warn!(name = %member.name, %error, "can't register again; trying on");
+                }
+                self.refused = refused;
+                return Err(error);
             }
-        })?;
+        };
+        self.refused = false;
         self.renewed = Instant::now();
         info!(name = %member.name, incarnation = enrolled.member.incarnation, "registered again");
         self.entry.send_replace(enrolled);

@@ -52,8 +52,8 @@ impl Lease {
         }
     }
 
-    /// Lets it go: the registry has lost it already.
-    pub(crate) fn is_gone(mut self) {
+    /// Forgets it: the registry has lost it already.
+    pub(crate) fn let_go(mut self) {
         self.held = false;
     }
 

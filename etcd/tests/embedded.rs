@@ -76,3 +76,39 @@ async fn everyone_goes_on_without_a_registry_that_forgets() {
 async fn an_endpoint_without_a_registry_is_an_error_in_time() {
     scenarios::an_endpoint_without_a_registry_is_an_error_in_time(&mut embedded(false)).await;
 }
+
+/// Kills the server while it is written to, again and again.
+#[tokio::test]
+async fn what_was_answered_survives_a_crash() {
+    let mut server = embedded(true);
+    let mut answered = Vec::new();
+    for crash in 0..3 {
+        let client = etcd_client::Client::connect([server.url()], None).await.expect("a URL is a URL");
+        let writing = async |writer: u32| {
+            let mut kept = Vec::new();
+            for number in 0.. {
+                let key = format!("/crash/{crash}/{writer}/{number}");
+                match client.clone().put(key.as_str(), "x", None).await {
+                    Ok(put) => kept.push((key, put.header().expect("an answer has a header").revision())),
+                    Err(_) => break,
+                }
+            }
+            kept
+        };
+        let kill_soon = async {
+            let several =
+                || async { client.clone().get(format!("/crash/{crash}/0/40"), None).await.ok()?.kvs().first().map(|_| ()) };
+            suite::eventually("some were written", several).await;
+            server.kill();
+        };
+        let (first, second, ()) = tokio::join!(writing(0), writing(1), kill_soon);
+        answered.extend(first.into_iter().chain(second));
+        server.start();
+    }
+    let mut client = etcd_client::Client::connect([server.url()], None).await.expect("a URL is a URL");
+    assert!(answered.len() > 200, "{}", answered.len());
+    for (key, revision) in answered {
+        let got = client.get(key.as_str(), None).await.expect("it answers");
+        assert_eq!(got.kvs().first().map(|kv| kv.mod_revision()), Some(revision), "{key}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use banyan_proto::{NodeName, VERSION, v1, v1::root_client::RootClient};
+use banyan_proto::{NodeName, VERSION, dial, v1, v1::root_client::RootClient};
 use rand::Rng as _;
 use tokio::{
     sync::{mpsc, watch},
@@ -10,10 +10,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{
-    core::{self, Handle, Input},
-    dial,
-};
+use crate::core::{self, Handle, Input};
 
 /// How long a root has to welcome a node.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
@@ -63,7 +60,7 @@ impl Deliver {
     }
 
     async fn connect(&self, root: &RootAddress) -> Result<(mpsc::Sender<v1::Delivery>, tonic::Streaming<v1::Control>), String> {
-        let channel = dial::lazily(&root.address).map_err(|error| error.to_string())?;
+        let channel = dial::endpoint(&root.address).map_err(|error| error.to_string())?.connect_lazy();
         let mut client = RootClient::new(channel)
             .max_decoding_message_size(banyan_proto::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(banyan_proto::MESSAGE_BYTES_MAX);

@@ -7,7 +7,6 @@ pub mod capacity;
 mod config;
 mod core;
 mod deliver;
-mod dial;
 mod inspect;
 mod journal;
 mod lanes;

@@ -9,7 +9,7 @@ use std::{
 use banyan_engine::{Engine, Step};
 use banyan_etcd::{Member, Model, RegisterError, Registration, Registry, Role};
 use banyan_proto::{
-    FILE_DESCRIPTORS, NodeName, VERSION,
+    FILE_DESCRIPTORS, NodeName, VERSION, dial,
     v1::{inspect_server::InspectServer, root_server::RootServer, tree_server::TreeServer},
 };
 use tokio::{
@@ -24,7 +24,6 @@ use crate::{
     config::Config,
     core::{Core, Handle},
     deliver::Deliver,
-    dial,
     inspect::{Facts, Inspector},
     services::{InspectService, RootService, TreeService},
     uplink::Uplink,

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use banyan_etcd::{Registry, View};
-use banyan_proto::{NodeName, VERSION, v1, v1::tree_client::TreeClient};
+use banyan_proto::{NodeName, VERSION, dial, v1, v1::tree_client::TreeClient};
 use rand::Rng as _;
 use tokio::{
     sync::{mpsc, watch},
@@ -17,7 +17,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     core::{self, Attached, Handle, Input},
     deliver::RootAddress,
-    dial,
     inspect::Inspector,
 };
 
@@ -112,7 +111,7 @@ impl Uplink {
         &self,
         candidate: &Candidate,
     ) -> Result<(tonic::Streaming<v1::Down>, mpsc::Sender<v1::Up>, v1::Ancestry), String> {
-        let channel = dial::lazily(&candidate.address).map_err(|error| error.to_string())?;
+        let channel = dial::endpoint(&candidate.address).map_err(|error| error.to_string())?.connect_lazy();
         let mut client = TreeClient::new(channel)
             .max_decoding_message_size(banyan_proto::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(banyan_proto::MESSAGE_BYTES_MAX);

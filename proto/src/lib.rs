@@ -1,7 +1,9 @@
-//! The wire: generated messages and services ([`v1`]), and the names and ids that are parsed once, at the door.
+//! The wire: generated messages and services ([`v1`]), the names and ids that are parsed once, at the door, and how the
+//! parts [`dial`] each other.
 //!
 //! Depends on nothing else of Banyan. What the messages mean is said in `proto/banyan.proto`.
 
+pub mod dial;
 mod id;
 mod name;
 

@@ -64,6 +64,29 @@ async fn up_serves_a_tree_and_ends_well_on_ctrl_c() {
 }
 
 #[tokio::test]
+async fn ctrl_c_ends_answers_in_seconds_and_a_second_one_at_once() {
+    let endless = json!({ "model": "fake", "prompt": "[[count 3000]]", "max_tokens": 3000, "stream": true });
+    let up = Banyan::up("--nodes 1").await;
+    let mut stream = up.api().await.stream("/v1/completions", &endless).await;
+    stream.next_text().await;
+    let asked = std::time::Instant::now();
+    up.signal("INT").await;
+    let events = stream.rest().await;
+    assert!(events.last().is_some_and(|event| event.data.contains("\"error\"")), "it is told why it ends: {events:?}");
+    let finished = up.finished().await;
+    assert_eq!(finished.code, 0, "{}", finished.err);
+    assert!(asked.elapsed().as_secs() < 15, "it took {:?}", asked.elapsed());
+
+    let up = Banyan::up("--nodes 1").await;
+    let mut stream = up.api().await.stream("/v1/completions", &endless).await;
+    stream.next_text().await;
+    up.signal("INT").await;
+    up.told("stopping").await;
+    up.signal("INT").await;
+    assert_eq!(up.finished().await.code, 130);
+}
+
+#[tokio::test]
 async fn the_main_job_works_without_any_network() {
     let up = Banyan::start("up --model banyan-tiny --listen 127.0.0.1:0 --registry-listen 127.0.0.1:0");
     up.printed("Ctrl-C stops everything").await;
@@ -143,7 +166,7 @@ async fn a_tree_of_processes_is_seen_moved_and_explained() {
     tree(&etcd, "b hangs below the root", |nodes| named(nodes, "b").is_some_and(|b| b["attached"] == "root")).await;
     failed(&banyan(&format!("node move a --parent a --etcd {etcd}")).await, 4, &["a", "child"]);
     failed(&banyan(&format!("node move root --parent a --etcd {etcd}")).await, 4, &["root"]);
-    banyan(&format!("node move b --parent a --etcd {etcd}")).await.json();
+    banyan(&format!("node move b --parent a -o json --etcd {etcd}")).await.json();
     failed(&banyan(&format!("node move a --parent b --etcd {etcd}")).await, 4, &["below"]);
 }
 
@@ -281,6 +304,40 @@ async fn a_killed_process_loses_no_query() {
 }
 
 #[tokio::test]
+async fn real_weights_go_on_elsewhere_with_the_very_same_text() {
+    let (_registry, _root, etcd) = grove().await;
+    let start = |name: &str| {
+        let line = format!("node run {name} --parent root --model banyan-tiny --threads 1 --listen 127.0.0.1:0 --etcd {etcd}");
+        Banyan::start(&line)
+    };
+    let mut nodes = vec![("a", start("a")), ("b", start("b"))];
+    for (_, node) in &nodes {
+        node.printed("is ready").await;
+    }
+    let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {etcd}"));
+    let http = api.api().await;
+    eventually("the API is ready", || async { http.get("/readyz").await.status.is_success().then_some(()) }).await;
+
+    // Sampled, so that the random numbers have to go on where they were as well.
+    let body = json!({
+        "model": "banyan-tiny", "prompt": "Once upon a time", "max_tokens": 450, "temperature": 0.9, "seed": 5,
+        "ignore_eos": true, "stream": true,
+    });
+    let undisturbed = joined(&http.stream("/v1/completions", &body).await.rest().await);
+    let mut stream = http.stream("/v1/completions", &body).await;
+    let first = stream.next_text().await;
+    let holder = first.json()["banyan"]["node"].as_str().expect("who answers").to_owned();
+    let at = nodes.iter().position(|(name, _)| *name == holder).expect("one of the nodes holds it");
+    nodes.swap_remove(at).1.signal("KILL").await;
+    let id = first.json()["id"].as_str().expect("an id").to_owned();
+    let mut text = first.text();
+    text.push_str(&joined(&stream.rest().await));
+    assert_eq!(text, undisturbed);
+    let why = banyan(&format!("why {id} -o json --etcd {etcd}")).await.json();
+    assert_eq!(why["attempts"].as_array().map(Vec::len), Some(2), "it died in the middle: {why}");
+}
+
+#[tokio::test]
 async fn a_child_whose_parent_is_killed_hangs_on_elsewhere_and_comes_back() {
     let (_registry, _root, etcd) = grove().await;
     let (a, b) = (node("a", "root", &etcd), node("b", "a", &etcd));
@@ -291,6 +348,17 @@ async fn a_child_whose_parent_is_killed_hangs_on_elsewhere_and_comes_back() {
     a.finished().await;
     let nodes = tree(&etcd, "b hangs below the root", |nodes| named(nodes, "b").is_some_and(|b| b["attached"] == "root")).await;
     assert_eq!(named(&nodes, "b").map(|b| &b["parent"]), Some(&json!("a")));
+}
+
+#[tokio::test]
+async fn the_tree_is_measured_at_every_depth() {
+    let report = banyan("bench route --depth 1,2 --concurrency 8 --time 100ms -o json").await.json();
+    let measured = report["measured"].as_array().expect("rows");
+    let ways: Vec<(u64, &str)> = measured.iter().filter_map(|row| Some((row["depth"].as_u64()?, row["at"].as_str()?))).collect();
+    assert_eq!(ways, [(1, "tree"), (1, "api"), (2, "tree"), (2, "api")]);
+    for row in measured {
+        assert!(row["queries_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{row}");
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! With parts that others made: etcd, PyPI's openai client, Chromium. `./test --all` installs them and runs this.
+//! With parts that others made: etcd, PyPI's openai client, Chromium. `./test --all` installs them and runs this; `./test`
+//! leaves suites out whose names begin with `real_`.
 
 use banyan_tests::{
     Banyan, Finished, eventually,

@@ -7,15 +7,12 @@ use banyan_engine::{Engine, fake};
 use banyan_etcd::Registry;
 use banyan_node::{Config, Routing};
 use banyan_proto::{
-    MESSAGE_BYTES_MAX, NodeName, QueryId,
+    MESSAGE_BYTES_MAX, NodeName, QueryId, dial,
     v1::{self, answer::Kind, root_client::RootClient},
 };
 use prost::Message as _;
 use tokio::{net::TcpListener, time::Instant};
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Streaming, transport::Channel};
 
 use crate::{exit::Failure, fleet::Fleet};
 
@@ -118,9 +115,7 @@ pub(crate) struct Asker {
 
 impl Asker {
     pub(crate) async fn dial(root: &str) -> anyhow::Result<Asker> {
-        let uri = if root.contains("://") { root.to_owned() } else { format!("http://{root}") };
-        let channel =
-            Endpoint::from_shared(uri)?.tcp_nodelay(true).connect().await.with_context(|| format!("failed to dial {root}"))?;
+        let channel = dial::endpoint(root)?.connect().await.with_context(|| format!("failed to dial {root}"))?;
         Ok(Asker { client: RootClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX) })
     }
 
@@ -132,7 +127,11 @@ impl Asker {
         while let Some(answer) = answers.message().await? {
             match answer.kind {
                 Some(Kind::Tokens(_)) => first = first.or_else(|| Some(asked.elapsed())),
-                Some(Kind::End(_)) => return first.context("an answer came to its end without a token"),
+                Some(Kind::End(_)) => {
+                    // The stream's end comes right behind: read, it costs nothing; dropped, it costs a reset.
+                    answers.message().await?;
+                    return first.context("an answer came to its end without a token");
+                }
                 Some(Kind::Failed(failed)) => anyhow::bail!("the tree refused: {}", failed.message),
                 Some(Kind::Placed(_)) | None => {}
             }

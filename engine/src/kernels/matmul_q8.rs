@@ -138,15 +138,17 @@ impl Op for Quantize<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        let _ = simd;
         for (block, x) in self.x.chunks(BLOCK).enumerate() {
             let mut values = [0.0f32; BLOCK];
             values[..x.len()].copy_from_slice(x);
-            let mut most = 0.0f32;
-            for value in values {
-                let size = value.abs();
-                most = if size > most { size } else { most };
+            let mut most = simd.splat(0.0);
+            for part in values.chunks_exact(S::LANES) {
+                // SAFETY: the part has `LANES` numbers.
+                let part = unsafe { simd.load(part.as_ptr()) };
+                // A NaN loses to what was there before.
+                most = simd.max(simd.max(part, simd.sub(simd.splat(0.0), part)), most);
             }
+            let most = simd.most(most);
             // Finite whatever `most` is: an overflowed activation becomes a large one, as in f32.
             let scale = most.min(f32::MAX) / 127.0;
             let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };

@@ -89,13 +89,19 @@ impl Op for LayerNorm<'_> {
 #[inline(always)]
 fn reduce<S: Simd>(simd: S, x: &[f32], shift: S::F, square: bool) -> f32 {
     let mut sums = [simd.splat(0.0); 4];
-    let mut chunks = x.chunks_exact(S::LANES);
-    let mut turn = 0;
-    for chunk in &mut chunks {
+    let mut turns = x.chunks_exact(4 * S::LANES);
+    for turn in &mut turns {
+        for (vector, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the turn has four times `LANES` numbers.
+            let d = simd.sub(unsafe { simd.load(turn.as_ptr().add(vector * S::LANES)) }, shift);
+            *sum = if square { simd.fma(d, d, *sum) } else { simd.add(*sum, d) };
+        }
+    }
+    let mut chunks = turns.remainder().chunks_exact(S::LANES);
+    for (chunk, sum) in (&mut chunks).zip(&mut sums) {
         // SAFETY: the chunk has `LANES` numbers.
         let d = simd.sub(unsafe { simd.load(chunk.as_ptr()) }, shift);
-        sums[turn] = if square { simd.fma(d, d, sums[turn]) } else { simd.add(sums[turn], d) };
-        turn = (turn + 1) % 4;
+        *sum = if square { simd.fma(d, d, *sum) } else { simd.add(*sum, d) };
     }
     let mut sum = simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])));
     let mut one = [0.0; 16];

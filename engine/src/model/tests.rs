@@ -211,12 +211,9 @@ fn both_styles_of_names_and_a_separate_head_load_and_compute_on_odd_sizes() {
 
 #[test]
 fn files_that_do_not_belong_together_are_refused_by_name() {
-    for (key, value, words) in [
-        ("n_inner", 64, "c_fc"),
-        ("n_layer", 4, "h.3."),
-        ("vocab_size", 5000, "wte.weight"),
-        ("n_positions", 128, "wpe.weight"),
-    ] {
+    for (key, value, words) in
+        [("n_inner", 64, "c_fc"), ("n_layer", 4, "h.3."), ("vocab_size", 5000, "wte.weight"), ("n_positions", 128, "wpe.weight")]
+    {
         let folder = checkpoint("", true, |config| config[key] = value.into());
         let error = load_from(&folder, Form::Packed(Dtype::F32)).unwrap_err().to_string();
         assert!(error.contains(words), "{key}: {error}");

@@ -87,8 +87,10 @@ impl Server {
         let (log, store) = match file {
             None => (None, Store::new(first_revision)),
             Some(path) => {
-                let opening = tokio::task::spawn_blocking(move || Log::open(&path, first_revision));
-                let (log, store) = opening.await.map_err(|error| StartError::Listener(io::Error::other(error)))??;
+                let opened = path.clone();
+                let opening = tokio::task::spawn_blocking(move || Log::open(&opened, first_revision)).await;
+                let failed = |error| Err(FileError::Io { path, source: io::Error::other(error) });
+                let (log, store) = opening.unwrap_or_else(failed)?;
                 (Some(log), store)
             }
         };

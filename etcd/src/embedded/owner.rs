@@ -43,7 +43,7 @@ impl Owner {
     pub(super) fn start(store: Store, log: Option<Log>, ended: CancellationToken) -> (Owner, tokio::task::JoinHandle<()>) {
         let (jobs, waiting) = mpsc::channel(JOBS_WAITING);
         let (revision_sender, revision) = watch::channel(store.revision());
-        let task = Task { store, log, jobs: waiting, revision: revision_sender, clock: Clock::new() };
+        let task = Task { store, has_file: log.is_some(), log, jobs: waiting, revision: revision_sender, clock: Clock::new() };
         let running = tokio::spawn(task.run(ended.clone()));
         (Owner { jobs, revision, ended }, running)
     }
@@ -91,6 +91,8 @@ impl Owner {
 
 struct Task {
     store: Store,
+    has_file: bool,
+    /// None without a file, and while a write is going on.
     log: Option<Log>,
     jobs: mpsc::Receiver<Job>,
     revision: watch::Sender<i64>,
@@ -130,7 +132,9 @@ impl Task {
         if records.is_empty() {
             return Ok(());
         }
-        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let Some(mut log) = self.log.take() else {
+            return if self.has_file { Err(io::Error::other("the file was lost")) } else { Ok(()) };
+        };
         let state = log.wants_state().then(|| self.store.to_records());
         let writing = tokio::task::spawn_blocking(move || {
             let written = match state {

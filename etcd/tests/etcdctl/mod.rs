@@ -96,7 +96,7 @@ impl Etcdctl {
                 assert_eq!(lines.next().as_deref(), Some(*line));
             }
         };
-        hears(&["PUT", "", "", "/w/a", "1"]);
+        hears(&["PUT", "/w/a", "1"]);
         self.prints(&["put", "/w/a", "2"]);
         hears(&["PUT", "/w/a", "1", "/w/a", "2"]);
         self.prints(&["del", "/w/a"]);
