@@ -4,6 +4,8 @@ use std::{fmt, io, process::ExitCode};
 
 use banyan_proto::nearest;
 
+use crate::output;
+
 /// What scripts may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
@@ -80,18 +82,16 @@ impl Failure {
 /// One line with the chain of causes, and one with what to try next.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut told = String::new();
+        let mut told: Vec<String> = Vec::new();
         for cause in self.error.iter().flat_map(|error| error.chain()) {
-            let cause = plain(cause);
-            // Wrappers tend to repeat what they wrap.
-            if cause.is_empty() || told.ends_with(&cause) {
-                continue;
+            // Wrappers tend to repeat what they wrap, whole or in part.
+            for part in plain(cause).split(": ") {
+                if !part.is_empty() && !told.iter().any(|earlier| earlier == part) {
+                    told.push(part.to_owned());
+                }
             }
-            if !told.is_empty() {
-                told.push_str(": ");
-            }
-            told.push_str(&cause);
         }
+        let told = told.join(": ");
         write!(f, "{told}")?;
         if let Some(hint) = &self.hint {
             write!(f, "\n  try: {hint}")?;
@@ -112,9 +112,9 @@ fn plain(cause: &(dyn std::error::Error + 'static)) -> String {
 /// Writes the failure to standard error, and gives the process its exit code.
 pub(crate) fn report(failure: Failure) -> ExitCode {
     if failure.error.is_some() {
-        eprintln!("error: {failure}");
+        output::note(&format!("error: {failure}"));
     } else if failure.code == Code::Interrupted {
-        eprintln!("interrupted");
+        output::note("interrupted");
     }
     match failure.code {
         // Whoever read the output has read enough, as `head` does.
@@ -223,8 +223,9 @@ mod tests {
 
     #[test]
     fn a_cause_that_was_told_already_is_not_told_twice() {
-        let failure = Failure::from(anyhow!("refused").context("failed to dial: refused"));
-        assert_eq!(failure.to_string(), "failed to dial: refused");
+        let failure =
+            Failure::from(anyhow!("refused").context("tcp: transport: tcp: refused").context("failed to dial: refused"));
+        assert_eq!(failure.to_string(), "failed to dial: refused: tcp: transport");
     }
 
     #[test]

@@ -79,7 +79,13 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let mut next_listener = || listeners.next().expect("a listener was bound for the root and for each node");
     let root: NodeName = "root".parse().expect("a valid name");
     let configured = |config: Config| Config { routing: args.inference.routing, ..config };
-    fleet.start_node(configured(Config::root(root.clone())), registry.clone(), None, next_listener()).await?;
+    let started = fleet.start_node(configured(Config::root(root.clone())), registry.clone(), None, next_listener()).await;
+    started.map_err(|failure| match &args.etcd {
+        Some(_) => failure.hint(
+            "where a tree runs already, `banyan node run my-name --parent root` joins it, and `--cluster NAME` keeps another apart",
+        ),
+        None => failure,
+    })?;
     let mut served = String::new();
     for number in 1..=args.nodes {
         let name: NodeName = format!("node-{number}").parse().expect("a valid name");

@@ -45,9 +45,9 @@ pub(crate) fn take(sum: &mut [Capacity], model: &str) {
     }
 }
 
-/// Sums one figure over the sets that serve a model.
-pub(crate) fn total(sum: &[Capacity], model: &str, part: impl Fn(&Capacity) -> u32) -> u32 {
-    sum.iter().filter(|set| serves(&set.models, model)).map(part).sum()
+/// Sums one figure over the sets that serve a model. Wide enough for whatever a peer may report.
+pub(crate) fn total(sum: &[Capacity], model: &str, part: impl Fn(&Capacity) -> u32) -> u64 {
+    sum.iter().filter(|set| serves(&set.models, model)).map(|set| u64::from(part(set))).sum()
 }
 
 /// Whether room or queue space for some set appeared or vanished: news that must not wait.

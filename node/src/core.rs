@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
 use self::{desk::Desk, work::Work};
 use crate::{
-    capacity::Capacity,
+    capacity::{self, Capacity},
     config::Config,
     journal::{Fact, Journal},
     ledger,
@@ -39,6 +39,8 @@ const BATCH: usize = 256;
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 /// The ledger's time-outs are seconds; a tenth is fine enough.
 const TICK: Duration = Duration::from_millis(100);
+/// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
+const SETS_MAX: usize = 256;
 /// Messages to one peer that wait for its stream; a peer that is further behind than that is gone for all we know.
 pub(crate) const OUTBOX: usize = 8192;
 
@@ -325,7 +327,7 @@ impl Core {
     fn child_report(&mut self, child: NodeName, link: u64, report: v1::Report) {
         let Some(known) = self.children.get_mut(&child).filter(|known| known.link == link) else { return };
         known.nodes = report.nodes;
-        let capacity = report.capacity.into_iter().map(translate::capacity).collect();
+        let capacity = report.capacity.into_iter().take(SETS_MAX).map(translate::capacity).collect();
         self.route(router::Event::ChildReported { child, received: report.received, capacity });
     }
 
@@ -416,7 +418,7 @@ impl Core {
     fn send_report(&mut self) {
         self.report_at = None;
         let Some(capacity) = self.report.take() else { return };
-        let nodes = 1 + self.children.values().map(|child| child.nodes).sum::<u32>();
+        let nodes = self.children.values().fold(1u32, |sum, child| sum.saturating_add(child.nodes));
         let Some(uplink) = &self.uplink else { return };
         let capacity = capacity.iter().map(translate::capacity_to_wire).collect();
         let report = v1::Report { received: uplink.received, capacity, nodes };
@@ -554,7 +556,7 @@ impl Core {
             running: self.router.running() as u32,
             queued: self.router.queued() as u32,
             has_room: self.router.has_room(),
-            room: self.router.capacity().iter().map(|set| set.room).sum(),
+            room: u32::try_from(capacity::total(&self.router.capacity(), "", |set| set.room)).unwrap_or(u32::MAX),
             children: children.collect(),
             ancestry: self.ancestry.ancestors.iter().map(|ancestor| ancestor.name.clone()).collect(),
             rooted: self.ancestry.epoch != 0,

@@ -358,7 +358,7 @@ impl Ledger {
             capacity::take(&mut free, &self.entries[id].model);
         }
         loop {
-            let open = |model: &str| capacity::total(&free, model, |set| set.room + set.queue) > 0;
+            let open = |model: &str| capacity::total(&free, model, |set| set.room | set.queue) > 0;
             let next = self.lanes.peek(open).cloned();
             let oldest = self.oldest_to_recall(&free).filter(|(order, _)| next.as_ref().is_none_or(|next| *order < next.order));
             if let Some((_, id)) = oldest {

@@ -26,6 +26,9 @@ use crate::{
 /// A trail longer than any legal tree is deep means that the links form a cycle.
 const HOPS_MAX: u32 = 40;
 
+/// More sequences than any subtree runs; keeps the sums of smooth weights far from overflow.
+const WEIGHT_MAX: u64 = 1 << 32;
+
 /// What a router is built from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -258,7 +261,7 @@ impl Router {
     /// A child's estimated room and the number of queries sent to it.
     pub fn child(&self, name: &NodeName) -> Option<(u32, u64)> {
         let child = self.children.iter().find(|child| child.name == *name)?;
-        Some((child.estimate().iter().map(|set| set.room).sum(), child.sent))
+        Some((u32::try_from(child.room("")).unwrap_or(u32::MAX), child.sent))
     }
 
     /// What the subtree can take, this node included, per set of models that share an engine.
@@ -394,8 +397,8 @@ impl Router {
             Routing::LeastBusy => with_room().reduce(|best, next| {
                 let (best_child, next_child) = (&self.children[best], &self.children[next]);
                 // Compares room / slots without dividing.
-                let left = u64::from(next_child.room(model)) * u64::from(best_child.slots(model));
-                let right = u64::from(best_child.room(model)) * u64::from(next_child.slots(model));
+                let left = u128::from(next_child.room(model)) * u128::from(best_child.slots(model));
+                let right = u128::from(best_child.room(model)) * u128::from(next_child.slots(model));
                 if left > right { next } else { best }
             }),
             Routing::Weighted => {
@@ -418,7 +421,7 @@ impl Router {
     fn weighted(&mut self, open: &[usize], model: &str) -> Option<usize> {
         let mut sum = 0;
         for &index in open {
-            let weight = i64::from(self.children[index].slots(model).max(1));
+            let weight = self.children[index].slots(model).clamp(1, WEIGHT_MAX) as i64;
             self.children[index].credit += weight;
             sum += weight;
         }
@@ -488,22 +491,22 @@ impl Child {
         estimate
     }
 
-    fn sum(&self, model: &str, part: impl Fn(&Capacity) -> u32) -> u32 {
-        if self.unseen.is_empty() {
-            return self.capacity.iter().filter(|set| serves(&set.models, model)).map(part).sum();
+    fn sum(&self, model: &str, part: impl Fn(&Capacity) -> u32) -> u64 {
+        match self.unseen.is_empty() {
+            true => capacity::total(&self.capacity, model, part),
+            false => capacity::total(&self.estimate(), model, part),
         }
-        self.estimate().iter().filter(|set| serves(&set.models, model)).map(part).sum()
     }
 
-    fn room(&self, model: &str) -> u32 {
+    fn room(&self, model: &str) -> u64 {
         self.sum(model, |set| set.room)
     }
 
-    fn queue(&self, model: &str) -> u32 {
+    fn queue(&self, model: &str) -> u64 {
         self.sum(model, |set| set.queue)
     }
 
-    fn slots(&self, model: &str) -> u32 {
+    fn slots(&self, model: &str) -> u64 {
         self.sum(model, |set| set.slots)
     }
 

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use banyan_etcd::{Registry, View};
-use banyan_proto::{NodeName, VERSION, dial, v1, v1::tree_client::TreeClient};
+use banyan_proto::{NodeName, VERSION, dial, v1, v1::inspect_client::InspectClient, v1::tree_client::TreeClient};
 use rand::Rng as _;
 use tokio::{
     sync::{mpsc, watch},
@@ -30,6 +30,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A parent without a way to the root gets that long to find one.
 const ROOTLESS_MAX: Duration = Duration::from_secs(5);
+/// How long the wanted parent has to say how it is.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a child that lives elsewhere looks whether its wanted parent is back.
 const RETURN_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -60,6 +62,8 @@ enum End {
     /// Whoever was wanted changed, or is back.
     Moved,
     Broken,
+    /// The parent found no way to the root.
+    Rootless,
     /// The node is stopping.
     Stopped,
 }
@@ -72,10 +76,14 @@ impl Uplink {
         let mut pause = PAUSE_MIN;
         let mut link = 0;
         let mut failures = 0;
+        let mut avoid = None;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            let candidates = candidates(&wanted, &ancestors, &view.borrow(), &self.tree, &self.name, failures >= WANTED_TRIES);
-            let mut ended = None;
+            let anybody = failures >= WANTED_TRIES || avoid.is_some();
+            let mut candidates = candidates(&wanted, &ancestors, &view.borrow(), &self.tree, &self.name, anybody);
+            // Whoever is cut off from the root is the last resort.
+            candidates.sort_by_key(|candidate| avoid.as_ref() == Some(&candidate.name));
+            let (mut ended, mut last) = (None, None);
             for candidate in candidates {
                 link += 1;
                 match self.attach(&candidate).await {
@@ -85,6 +93,7 @@ impl Uplink {
                         remember(&mut ancestors, &candidate, &ancestry);
                         let end = self.serve(link, &candidate, &wanted, stream, to, ancestry, &mut ancestors).await;
                         ended = Some(end);
+                        last = Some(candidate.name);
                         break;
                     }
                     Err(error) => {
@@ -94,8 +103,15 @@ impl Uplink {
             }
             match ended {
                 Some(End::Stopped) => return,
-                Some(End::Moved) => {}
-                Some(End::Broken) => jitter(PAUSE_MIN).await,
+                Some(End::Moved) => avoid = None,
+                Some(End::Broken) => {
+                    avoid = None;
+                    jitter(PAUSE_MIN).await;
+                }
+                Some(End::Rootless) => {
+                    avoid = last;
+                    jitter(PAUSE_MIN).await;
+                }
                 None if self.core.is_closed() => return,
                 None => {
                     failures += 1;
@@ -211,7 +227,7 @@ impl Uplink {
                         break End::Moved;
                     }
                 }
-                () = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => break End::Broken,
+                () = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => break End::Rootless,
             }
         };
         // The task ends only with the node.
@@ -230,10 +246,15 @@ impl Uplink {
         });
     }
 
+    /// Whether the wanted parent answers and has a way to the root.
     async fn can_return(&self, wanted: &NodeName) -> bool {
         let address = self.registry.watch().borrow().members.get(wanted).map(|member| member.address.clone());
-        let Some(address) = address else { return false };
-        matches!(timeout(Duration::from_secs(1), tokio::net::TcpStream::connect(&address)).await, Ok(Ok(_)))
+        let asked = async {
+            let mut inspect = InspectClient::new(dial::endpoint(&address?).ok()?.connect_lazy());
+            let status = inspect.status(v1::Target { name: wanted.to_string() }).await.ok()?.into_inner();
+            Some(status.epoch != 0)
+        };
+        matches!(timeout(ASK_TIMEOUT, asked).await, Ok(Some(true)))
     }
 
     fn is_among(&self, ancestry: &v1::Ancestry) -> bool {
