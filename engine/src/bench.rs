@@ -98,6 +98,9 @@ pub enum BenchError {
     Ended,
 }
 
+/// Tokens generated where only the first one's time counts.
+const FIRST_TOKEN_NEW: u32 = 2;
+
 /// Measures; blocks for as long as it takes.
 pub fn run(model: &Arc<Model>, plan: &Plan) -> Result<Report, BenchError> {
     if plan.rounds == 0 || plan.prompt_tokens == 0 || plan.new_tokens < 2 || plan.batches.contains(&0) {
@@ -122,8 +125,13 @@ pub fn run(model: &Arc<Model>, plan: &Plan) -> Result<Report, BenchError> {
         memory_first_batch_bytes = memory_first_batch_bytes.or_else(|| memory("VmRSS:"));
     }
     let mut first_token = Vec::new();
-    for &prompt_tokens in &plan.first_token_prompts {
-        let rounds = (0..plan.rounds).map(|_| bench.batch(1, prompt_tokens, 2).map(|round| round.first.as_secs_f64() * 1e3));
+    // A prompt that does not fit is cut to the longest that does, and reported by the length that it has.
+    let longest = bench.engine.info().context.saturating_sub(FIRST_TOKEN_NEW);
+    let mut prompts: Vec<u32> = plan.first_token_prompts.iter().map(|&tokens| tokens.min(longest)).collect();
+    prompts.dedup();
+    for prompt_tokens in prompts {
+        let rounds =
+            (0..plan.rounds).map(|_| bench.batch(1, prompt_tokens, FIRST_TOKEN_NEW).map(|round| round.first.as_secs_f64() * 1e3));
         first_token.push(FirstToken { prompt_tokens, ms: median(rounds.collect::<Result<Vec<_>, BenchError>>()?) });
     }
     let info = bench.engine.info();
@@ -227,8 +235,10 @@ mod tests {
         assert!(report.decode.iter().all(|row| row.tokens_per_s > 0.0 && row.tokens_per_s_with_prompts > 0.0));
         assert_eq!((report.first_token.len(), report.first_token[0].prompt_tokens), (1, 5));
         assert!(matches!(run(&model, &Plan { rounds: 0, ..plan.clone() }), Err(BenchError::Plan(_))));
-        let long = Plan { first_token_prompts: vec![4096], ..plan };
-        assert!(matches!(run(&model, &long), Err(BenchError::Refused(Refusal::TooLong { .. }))));
+        let long = Plan { first_token_prompts: vec![4096], ..plan.clone() };
+        assert_eq!(run(&model, &long).unwrap().first_token[0].prompt_tokens, 510);
+        let endless = Plan { new_tokens: 4096, ..plan };
+        assert!(matches!(run(&model, &endless), Err(BenchError::Refused(Refusal::TooLong { .. }))));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The node's one task: it owns router, ledger and engine, is told what happens by links and services, and does what
 //! the pure parts decide. It never waits for a peer: whoever can't keep up with a bounded channel loses its link.
 
+mod children;
 mod desk;
 mod input;
+mod parent;
 mod work;
 
 use std::{
@@ -20,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
-use self::{desk::Desk, work::Work};
+use self::{children::Child, desk::Desk, parent::Uplink, work::Work};
 use crate::{
     capacity::{self, Capacity},
     config::Config,
@@ -35,12 +37,8 @@ use crate::{
 const INBOX: usize = 4096;
 /// Inputs handled before their results are flushed: what comes together leaves together, in one frame.
 const BATCH: usize = 256;
-/// Reports of room that did not open or close anything are sent at most that often.
-const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 /// The ledger's time-outs are seconds; a tenth is fine enough.
 const TICK: Duration = Duration::from_millis(100);
-/// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
-const SETS_MAX: usize = 256;
 /// Messages to one peer that wait for its stream; a peer that is further behind than that is gone for all we know.
 pub(crate) const OUTBOX: usize = 8192;
 
@@ -63,20 +61,6 @@ pub(crate) struct Core {
     inspections: HashMap<u64, oneshot::Sender<v1::Inspected>>,
     inspection: u64,
     stopping: Option<oneshot::Sender<()>>,
-}
-
-struct Child {
-    link: u64,
-    address: String,
-    nodes: u32,
-    to: mpsc::Sender<v1::Down>,
-}
-
-struct Uplink {
-    link: u64,
-    parent: NodeName,
-    received: u64,
-    to: mpsc::Sender<v1::Up>,
 }
 
 impl Core {
@@ -313,135 +297,6 @@ impl Core {
         }
     }
 
-    // ---- Children
-
-    fn child_attached(&mut self, link: ChildLink) {
-        let event = router::Event::ChildJoined { child: link.name.clone() };
-        let child = Child { link: link.link, address: link.address, nodes: 0, to: link.to };
-        // Fails only when the child has gone again, which its link will say.
-        let _ = child.to.try_send(ancestry_down(self.ancestry_for_children()));
-        self.children.insert(link.name, child);
-        self.route(event);
-    }
-
-    fn child_report(&mut self, child: NodeName, link: u64, report: v1::Report) {
-        let Some(known) = self.children.get_mut(&child).filter(|known| known.link == link) else { return };
-        known.nodes = report.nodes;
-        let capacity = report.capacity.into_iter().take(SETS_MAX).map(translate::capacity).collect();
-        self.route(router::Event::ChildReported { child, received: report.received, capacity });
-    }
-
-    fn forward(&mut self, id: QueryId, child: &NodeName, choice: router::Choice, mut query: v1::Query) {
-        let Some(link) = self.children.get(child) else { return };
-        if self.desk.is_none()
-            && let Some(header) = &mut query.header
-        {
-            // The root wrote its own hop when it sent the query.
-            let reason = translate::reason_of_choice(choice).into();
-            header.trail.push(v1::Hop { node: self.name.to_string(), reason, spent_us: 0 });
-        }
-        if link.to.try_send(v1::Down { kind: Some(v1::down::Kind::Query(query)) }).is_err() {
-            // Nobody will say to hold it, so the root sends it again; the link's end takes the child from the router.
-            tracing::warn!(query = %id, %child, "link can't take a query, cut");
-            self.cut_child(child.clone());
-        }
-    }
-
-    fn cut_child(&mut self, child: NodeName) {
-        // Dropping the sender ends the stream; the child attaches again.
-        if self.children.remove(&child).is_some() {
-            self.route(router::Event::ChildLeft { child });
-        }
-    }
-
-    fn ask_children(
-        &mut self,
-        inspection: v1::inspection::Kind,
-        reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>>,
-    ) {
-        self.inspections.retain(|_, waiting| !waiting.is_closed());
-        let target = input::target_of(&inspection);
-        let mut waiting = Vec::new();
-        for (name, child) in &self.children {
-            self.inspection += 1;
-            let (sender, receiver) = oneshot::channel();
-            let down = v1::Inspection { number: self.inspection, target: target.clone(), kind: Some(inspection.clone()) };
-            if child.to.try_send(v1::Down { kind: Some(v1::down::Kind::Inspection(down)) }).is_ok() {
-                self.inspections.insert(self.inspection, sender);
-                waiting.push((name.clone(), receiver));
-            }
-        }
-        let _ = reply.send(waiting);
-    }
-
-    // ---- Parent
-
-    fn attached(&mut self, attached: Attached) {
-        self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
-        self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
-        self.set_ancestry(attached.ancestry);
-        self.report = Some(self.router.capacity());
-        self.send_report();
-    }
-
-    fn set_ancestry(&mut self, ancestry: v1::Ancestry) {
-        if self.ancestry == ancestry {
-            return;
-        }
-        self.ancestry = ancestry;
-        let down = self.ancestry_for_children();
-        for child in self.children.values() {
-            let _ = child.to.try_send(ancestry_down(down.clone()));
-        }
-    }
-
-    fn ancestry_for_children(&self) -> v1::Ancestry {
-        // The child knows our address: it dialled it. `0` as the epoch says that there is no way to the root now.
-        let us = v1::Ancestor { name: self.name.to_string(), address: String::new() };
-        let ancestors = std::iter::once(us).chain(self.ancestry.ancestors.iter().cloned()).collect();
-        v1::Ancestry { ancestors, epoch: self.ancestry.epoch }
-    }
-
-    fn note_report(&mut self, capacity: Vec<Capacity>, urgent: bool) {
-        if let Some(desk) = &mut self.desk {
-            desk.room_changed = true;
-            return;
-        }
-        self.report = Some(capacity);
-        if urgent {
-            self.report_at = Some(Deadline::now());
-        } else {
-            self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
-        }
-    }
-
-    fn send_report(&mut self) {
-        self.report_at = None;
-        let Some(capacity) = self.report.take() else { return };
-        let nodes = self.children.values().fold(1u32, |sum, child| sum.saturating_add(child.nodes));
-        let Some(uplink) = &self.uplink else { return };
-        let capacity = capacity.iter().map(translate::capacity_to_wire).collect();
-        let report = v1::Report { received: uplink.received, capacity, nodes };
-        if uplink.to.try_send(v1::Up { kind: Some(v1::up::Kind::Report(report)) }).is_err() {
-            self.uplink = None;
-        }
-    }
-
-    fn query(&mut self, link: u64, query: v1::Query) {
-        if let Some(uplink) = self.uplink.as_mut().filter(|uplink| uplink.link == link) {
-            uplink.received += 1;
-            // The parent counts this query against our last report until the next one says that it came.
-            if self.report.is_none() {
-                self.report = Some(self.router.capacity());
-                self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
-            }
-        }
-        match query.header.as_ref().and_then(translate::ticket) {
-            Some(ticket) => self.route_with(router::Event::Arrived(ticket), Some(query)),
-            None => tracing::warn!(node = %self.name, "a query without a readable header came down the link"),
-        }
-    }
-
     // ---- Engine and root, as the node sees them
 
     fn step(&mut self, step: engine::Step) {
@@ -567,10 +422,6 @@ impl Core {
             uptime: self.started.elapsed(),
         }
     }
-}
-
-fn ancestry_down(ancestry: v1::Ancestry) -> v1::Down {
-    v1::Down { kind: Some(v1::down::Kind::Ancestry(ancestry)) }
 }
 
 /// What the router is told of the engine: the configuration's wishes within what the engine can.

@@ -255,7 +255,7 @@ async fn register(config: &Config, registry: &Registry, member: Member) -> Resul
             Ok(registration) => return Ok(registration),
             Err(RegisterError::ParentMissing { parent, .. }) => {
                 if !told {
-                    tracing::warn!(node = %config.name, %parent, timeout_s = config.parent_timeout.as_secs(), "the parent is not there yet, waiting for it");
+                    tracing::info!(node = %config.name, %parent, timeout_s = config.parent_timeout.as_secs(), "the parent is not there yet, waiting for it");
                     told = true;
                 }
                 let appeared = timeout_at(deadline, view.wait_for(|view| view.members.contains_key(&parent)));

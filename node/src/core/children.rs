@@ -1,0 +1,78 @@
+//! The node's children: their links, what they report, and what is sent down to them.
+
+use banyan_proto::{NodeName, QueryId, v1};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Core, input, input::ChildLink, parent::ancestry_down};
+use crate::{router, translate};
+
+/// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
+const SETS_MAX: usize = 256;
+
+pub(super) struct Child {
+    pub(super) link: u64,
+    pub(super) address: String,
+    pub(super) nodes: u32,
+    pub(super) to: mpsc::Sender<v1::Down>,
+}
+
+impl Core {
+    pub(super) fn child_attached(&mut self, link: ChildLink) {
+        let event = router::Event::ChildJoined { child: link.name.clone() };
+        let child = Child { link: link.link, address: link.address, nodes: 0, to: link.to };
+        // Fails only when the child has gone again, which its link will say.
+        let _ = child.to.try_send(ancestry_down(self.ancestry_for_children()));
+        self.children.insert(link.name, child);
+        self.route(event);
+    }
+
+    pub(super) fn child_report(&mut self, child: NodeName, link: u64, report: v1::Report) {
+        let Some(known) = self.children.get_mut(&child).filter(|known| known.link == link) else { return };
+        known.nodes = report.nodes;
+        let capacity = report.capacity.into_iter().take(SETS_MAX).map(translate::capacity).collect();
+        self.route(router::Event::ChildReported { child, received: report.received, capacity });
+    }
+
+    pub(super) fn forward(&mut self, id: QueryId, child: &NodeName, choice: router::Choice, mut query: v1::Query) {
+        let Some(link) = self.children.get(child) else { return };
+        if self.desk.is_none()
+            && let Some(header) = &mut query.header
+        {
+            // The root wrote its own hop when it sent the query.
+            let reason = translate::reason_of_choice(choice).into();
+            header.trail.push(v1::Hop { node: self.name.to_string(), reason, spent_us: 0 });
+        }
+        if link.to.try_send(v1::Down { kind: Some(v1::down::Kind::Query(query)) }).is_err() {
+            // Nobody will say to hold it, so the root sends it again; the link's end takes the child from the router.
+            tracing::warn!(query = %id, %child, "link can't take a query, cut");
+            self.cut_child(child.clone());
+        }
+    }
+
+    fn cut_child(&mut self, child: NodeName) {
+        // Dropping the sender ends the stream; the child attaches again.
+        if self.children.remove(&child).is_some() {
+            self.route(router::Event::ChildLeft { child });
+        }
+    }
+
+    pub(super) fn ask_children(
+        &mut self,
+        inspection: v1::inspection::Kind,
+        reply: oneshot::Sender<Vec<(NodeName, oneshot::Receiver<v1::Inspected>)>>,
+    ) {
+        self.inspections.retain(|_, waiting| !waiting.is_closed());
+        let target = input::target_of(&inspection);
+        let mut waiting = Vec::new();
+        for (name, child) in &self.children {
+            self.inspection += 1;
+            let (sender, receiver) = oneshot::channel();
+            let down = v1::Inspection { number: self.inspection, target: target.clone(), kind: Some(inspection.clone()) };
+            if child.to.try_send(v1::Down { kind: Some(v1::down::Kind::Inspection(down)) }).is_ok() {
+                self.inspections.insert(self.inspection, sender);
+                waiting.push((name.clone(), receiver));
+            }
+        }
+        let _ = reply.send(waiting);
+    }
+}

@@ -1,0 +1,91 @@
+//! The node's parent: the link up, the ancestry that comes down it, and the reports of room that go up.
+
+use std::time::Duration;
+
+use banyan_proto::{NodeName, v1};
+use tokio::{sync::mpsc, time::Instant as Deadline};
+
+use super::{Core, input::Attached};
+use crate::{capacity::Capacity, journal::Fact, router, translate};
+
+/// Reports of room that did not open or close anything are sent at most that often.
+const REPORT_INTERVAL: Duration = Duration::from_millis(20);
+
+pub(super) struct Uplink {
+    pub(super) link: u64,
+    pub(super) parent: NodeName,
+    pub(super) received: u64,
+    pub(super) to: mpsc::Sender<v1::Up>,
+}
+
+impl Core {
+    pub(super) fn attached(&mut self, attached: Attached) {
+        self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
+        self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
+        self.set_ancestry(attached.ancestry);
+        self.report = Some(self.router.capacity());
+        self.send_report();
+    }
+
+    pub(super) fn set_ancestry(&mut self, ancestry: v1::Ancestry) {
+        if self.ancestry == ancestry {
+            return;
+        }
+        self.ancestry = ancestry;
+        let down = self.ancestry_for_children();
+        for child in self.children.values() {
+            let _ = child.to.try_send(ancestry_down(down.clone()));
+        }
+    }
+
+    pub(super) fn ancestry_for_children(&self) -> v1::Ancestry {
+        // The child knows our address: it dialled it. `0` as the epoch says that there is no way to the root now.
+        let us = v1::Ancestor { name: self.name.to_string(), address: String::new() };
+        let ancestors = std::iter::once(us).chain(self.ancestry.ancestors.iter().cloned()).collect();
+        v1::Ancestry { ancestors, epoch: self.ancestry.epoch }
+    }
+
+    pub(super) fn note_report(&mut self, capacity: Vec<Capacity>, urgent: bool) {
+        if let Some(desk) = &mut self.desk {
+            desk.room_changed = true;
+            return;
+        }
+        self.report = Some(capacity);
+        if urgent {
+            self.report_at = Some(Deadline::now());
+        } else {
+            self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
+        }
+    }
+
+    pub(super) fn send_report(&mut self) {
+        self.report_at = None;
+        let Some(capacity) = self.report.take() else { return };
+        let nodes = self.children.values().fold(1u32, |sum, child| sum.saturating_add(child.nodes));
+        let Some(uplink) = &self.uplink else { return };
+        let capacity = capacity.iter().map(translate::capacity_to_wire).collect();
+        let report = v1::Report { received: uplink.received, capacity, nodes };
+        if uplink.to.try_send(v1::Up { kind: Some(v1::up::Kind::Report(report)) }).is_err() {
+            self.uplink = None;
+        }
+    }
+
+    pub(super) fn query(&mut self, link: u64, query: v1::Query) {
+        if let Some(uplink) = self.uplink.as_mut().filter(|uplink| uplink.link == link) {
+            uplink.received += 1;
+            // The parent counts this query against our last report until the next one says that it came.
+            if self.report.is_none() {
+                self.report = Some(self.router.capacity());
+                self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
+            }
+        }
+        match query.header.as_ref().and_then(translate::ticket) {
+            Some(ticket) => self.route_with(router::Event::Arrived(ticket), Some(query)),
+            None => tracing::warn!(node = %self.name, "a query without a readable header came down the link"),
+        }
+    }
+}
+
+pub(super) fn ancestry_down(ancestry: v1::Ancestry) -> v1::Down {
+    v1::Down { kind: Some(v1::down::Kind::Ancestry(ancestry)) }
+}
