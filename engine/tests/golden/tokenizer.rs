@@ -6,32 +6,11 @@ use banyan_engine::{Folder, TextStream, Tokenizer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::models;
 use crate::splitmix::SplitMix;
 use crate::strings::strings;
 
-#[test]
-fn the_bundled_tokenizer_agrees_with_hugging_faces() {
-    agrees(&Folder::Bundled, include_str!("tokenizer-banyan-tiny.json"));
-}
-
-#[test]
-fn gpt2s_tokenizer_agrees_with_hugging_faces() {
-    let Some(folder) = models::folder("gpt2-tokenizer") else { return };
-    agrees(&Folder::Disk(folder), include_str!("tokenizer-gpt2.json"));
-}
-
-#[test]
-fn gpt2s_vocabulary_and_merges_give_the_same_tokenizer() {
-    let Some(folder) = models::folder("gpt2-tokenizer") else { return };
-    let files = tempfile::tempdir().expect("a folder for temporary files");
-    for name in ["vocab.json", "merges.txt"] {
-        std::fs::copy(folder.join(name), files.path().join(name)).expect("a file that can be copied");
-    }
-    agrees(&Folder::from(files.path()), include_str!("tokenizer-gpt2.json"));
-}
-
-fn agrees(folder: &Folder, golden: &str) {
+/// Asserts that a tokenizer gives the ids and the texts of a golden file.
+pub(crate) fn agrees(folder: &Folder, golden: &str) {
     let golden: Value = serde_json::from_str(golden).expect("a golden file");
     let tokenizer = Arc::new(Tokenizer::open(folder).expect("a tokenizer"));
     let number = |value: &Value| value.as_u64().expect("a number");

@@ -1,4 +1,10 @@
-//! Weights that are a function of their names, the same bits as golden/weights.py makes.
+//! Weights that are a function of their names, the same bits as golden/weights.py makes, and a checkpoint of them.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
 
 use crate::splitmix::{STEP, mix};
 
@@ -24,4 +30,54 @@ pub(crate) fn elements(name: &str, count: usize) -> impl Iterator<Item = f32> {
         let hash = mix(i.wrapping_mul(STEP).wrapping_add(key));
         ((hash >> 40) as i32 - (1 << 23)) as f32 / (1u32 << 23) as f32 * factor + offset
     })
+}
+
+/// openai-community/gpt2's files by name and shape: no prefix, the head tied to the embeddings, and the constant masks that
+/// the real file carries (one of them, which must be passed over).
+pub(crate) fn write_random_gpt2(folder: &Path) -> std::io::Result<()> {
+    let config = json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "vocab_size": 50257,
+        "n_positions": 1024, "n_ctx": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "layer_norm_epsilon": 1e-5,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string())?;
+    let mut tensors = vec![("wte.weight".to_string(), vec![50257, 768]), ("wpe.weight".into(), vec![1024, 768])];
+    for layer in 0..12 {
+        for (name, shape) in [
+            ("ln_1.weight", vec![768]),
+            ("ln_1.bias", vec![768]),
+            ("attn.c_attn.weight", vec![768, 2304]),
+            ("attn.c_attn.bias", vec![2304]),
+            ("attn.c_proj.weight", vec![768, 768]),
+            ("attn.c_proj.bias", vec![768]),
+            ("ln_2.weight", vec![768]),
+            ("ln_2.bias", vec![768]),
+            ("mlp.c_fc.weight", vec![768, 3072]),
+            ("mlp.c_fc.bias", vec![3072]),
+            ("mlp.c_proj.weight", vec![3072, 768]),
+            ("mlp.c_proj.bias", vec![768]),
+        ] {
+            tensors.push((format!("h.{layer}.{name}"), shape));
+        }
+    }
+    tensors.push(("h.0.attn.bias".into(), vec![1, 1, 1024, 1024]));
+    tensors.push(("ln_f.weight".into(), vec![768]));
+    tensors.push(("ln_f.bias".into(), vec![768]));
+
+    // The safetensors format: length of the header, header, tensors without a gap.
+    let (mut header, mut end) = (Map::new(), 0);
+    for (name, shape) in &tensors {
+        let start = end;
+        end += shape.iter().product::<usize>() * 4;
+        header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]}));
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(folder.join("model.safetensors"))?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    for (name, shape) in &tensors {
+        for element in elements(name, shape.iter().product()) {
+            file.write_all(&element.to_le_bytes())?;
+        }
+    }
+    file.flush()
 }
