@@ -23,15 +23,64 @@ pub fn serves(models: &[Arc<str>], wanted: &str) -> bool {
     wanted.is_empty() || models.iter().any(|model| &**model == wanted)
 }
 
-/// Adds a set to a sum.
-pub(crate) fn add(sum: &mut Vec<Capacity>, set: Capacity) {
-    match sum.iter_mut().find(|known| known.models == set.models) {
-        Some(known) => {
-            known.room = known.room.saturating_add(set.room);
-            known.queue = known.queue.saturating_add(set.queue);
-            known.slots = known.slots.saturating_add(set.slots);
+/// A sum over the reports of many, kept up as they change, so that it costs nothing per child to read. Wide enough for
+/// whatever peers may report; clamped when it is read.
+#[derive(Debug, Default)]
+pub(crate) struct Sum(Vec<Summed>);
+
+#[derive(Debug)]
+struct Summed {
+    models: Vec<Arc<str>>,
+    /// How many reports have this set.
+    reports: u32,
+    room: u64,
+    queue: u64,
+    slots: u64,
+}
+
+impl Sum {
+    pub(crate) fn add(&mut self, report: &[Capacity]) {
+        for set in report {
+            let index = self.0.iter().position(|known| known.models == set.models).unwrap_or_else(|| {
+                self.0.push(Summed { models: set.models.clone(), reports: 0, room: 0, queue: 0, slots: 0 });
+                self.0.len() - 1
+            });
+            let known = &mut self.0[index];
+            known.reports += 1;
+            known.room += u64::from(set.room);
+            known.queue += u64::from(set.queue);
+            known.slots += u64::from(set.slots);
         }
-        None => sum.push(set),
+    }
+
+    /// Takes away what was added before.
+    pub(crate) fn subtract(&mut self, report: &[Capacity]) {
+        for set in report {
+            let known = self.0.iter_mut().find(|known| known.models == set.models).expect("what is taken away was added");
+            known.reports -= 1;
+            known.room -= u64::from(set.room);
+            known.queue -= u64::from(set.queue);
+            known.slots -= u64::from(set.slots);
+        }
+        self.0.retain(|known| known.reports > 0);
+    }
+
+    /// The sum with one report more.
+    pub(crate) fn with(&self, own: Option<Capacity>) -> Vec<Capacity> {
+        let clamp = |wide: u64| u32::try_from(wide).unwrap_or(u32::MAX);
+        let mut sum: Vec<Capacity> = own.into_iter().collect();
+        for set in &self.0 {
+            let (room, queue, slots) = (clamp(set.room), clamp(set.queue), clamp(set.slots));
+            match sum.iter_mut().find(|known| known.models == set.models) {
+                Some(known) => {
+                    known.room = known.room.saturating_add(room);
+                    known.queue = known.queue.saturating_add(queue);
+                    known.slots = known.slots.saturating_add(slots);
+                }
+                None => sum.push(Capacity { models: set.models.clone(), room, queue, slots }),
+            }
+        }
+        sum
     }
 }
 
@@ -42,6 +91,13 @@ pub(crate) fn take(sum: &mut [Capacity], model: &str) {
         sum[index].room -= 1;
     } else if let Some(index) = sum.iter().position(with(|set| set.queue)) {
         sum[index].queue -= 1;
+    }
+}
+
+/// Takes all places for a model: the numbers that promised them were wrong.
+pub(crate) fn close(sum: &mut [Capacity], model: &str) {
+    for set in sum.iter_mut().filter(|set| serves(&set.models, model)) {
+        (set.room, set.queue) = (0, 0);
     }
 }
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
 use self::{children::Child, desk::Desk, parent::Uplink, work::Work};
 use crate::{
-    capacity::{self, Capacity},
+    capacity,
     config::Config,
     journal::{Fact, Journal},
     ledger,
@@ -55,7 +55,8 @@ pub(crate) struct Core {
     children: HashMap<NodeName, Child>,
     uplink: Option<Uplink>,
     ancestry: v1::Ancestry,
-    report: Option<Vec<Capacity>>,
+    /// The parent does not know our present capacity.
+    report: bool,
     report_at: Option<Deadline>,
     /// Inspections sent down, by number.
     inspections: HashMap<u64, oneshot::Sender<v1::Inspected>>,
@@ -104,7 +105,7 @@ impl Core {
             children: HashMap::new(),
             uplink: None,
             ancestry: v1::Ancestry { ancestors: Vec::new(), epoch: epoch.unwrap_or(0) },
-            report: None,
+            report: false,
             report_at: None,
             inspections: HashMap::new(),
             inspection: 0,
@@ -118,7 +119,7 @@ impl Core {
         mut self,
         mut inputs: mpsc::Receiver<Input>,
         steps: Option<mpsc::Receiver<engine::Step>>,
-        mut left: mpsc::UnboundedReceiver<QueryId>,
+        mut left: mpsc::UnboundedReceiver<(QueryId, u64)>,
         killed: CancellationToken,
     ) {
         // A root has no engine: its channel stays silent.
@@ -138,15 +139,22 @@ impl Core {
                         self.input(input);
                     }
                 }
-                Some(step) = steps.recv() => self.step(step),
-                Some(id) = left.recv() => self.client_left(id),
+                step = steps.recv() => match step {
+                    Some(step) => self.step(step),
+                    None => {
+                        tracing::error!(node = %self.name, "the engine has ended");
+                        self.shut_down(&mut inputs);
+                        return;
+                    }
+                },
+                Some((id, serial)) = left.recv() => self.client_left(id, serial),
                 () = killed.cancelled() => return,
                 _ = tick.tick(), if self.desk.is_some() => self.tick(),
                 () = sleep_until(report_at.unwrap_or_else(Deadline::now)), if report_at.is_some() => self.send_report(),
             }
             self.flush();
             if let Some(stopped) = self.stopping.take() {
-                self.shut_down();
+                self.shut_down(&mut inputs);
                 // Fails only when whoever asked has gone, and then nobody wants to know.
                 let _ = stopped.send(());
                 return;
@@ -227,7 +235,7 @@ impl Core {
     fn act(&mut self, action: &router::Action, query: &mut Option<v1::Query>) {
         use router::Action;
         match action {
-            Action::Report { capacity, urgent } => self.note_report(capacity.clone(), *urgent),
+            Action::Report { urgent, .. } => self.note_report(*urgent),
             Action::Forward { id, child, choice } => {
                 let Some(query) = query.take() else { return };
                 self.forward(*id, child, *choice, query);
@@ -268,7 +276,8 @@ impl Core {
             let Some(desk) = &mut self.desk else { return };
             if let ledger::Action::Send { ticket, why } = action {
                 let query = desk.query(&self.name, ticket, *why, now);
-                self.route_with(router::Event::Arrived(ticket.clone()), query);
+                let avoid = desk.avoid(&ticket.id, *why);
+                self.route_with(router::Event::Arrived(router::Ticket { avoid, ..ticket.clone() }), query);
             } else {
                 desk.act(action, &mut at_hand);
             }
@@ -284,16 +293,19 @@ impl Core {
     fn tick(&mut self) {
         self.ledger(ledger::Event::Tick, None);
         let Some(desk) = &mut self.desk else { return };
-        for id in desk.stalled_clients() {
+        // What was refused for wrong numbers goes by the present ones.
+        desk.room_changed = true;
+        for (id, serial) in desk.stalled_clients() {
             self.journal.push(Fact::Note(format!("query {id} cut off, its client reads nothing")));
-            self.client_left(id);
+            self.client_left(id, serial);
         }
     }
 
-    fn client_left(&mut self, id: QueryId) {
-        self.ledger(ledger::Event::ClientLeft { id }, None);
-        if let Some(desk) = &mut self.desk {
-            desk.forget(&id);
+    /// `serial` tells the asks of one id apart: only the one that is being answered counts.
+    fn client_left(&mut self, id: QueryId, serial: u64) {
+        let Some(desk) = &mut self.desk else { return };
+        if desk.forget(&id, serial) {
+            self.ledger(ledger::Event::ClientLeft { id }, None);
         }
     }
 
@@ -367,12 +379,15 @@ impl Core {
     fn flush(&mut self) {
         if let Some(desk) = &mut self.desk {
             let room_changed = std::mem::take(&mut desk.room_changed);
-            let broken = desk.take_broken();
+            let (broken, gone) = (desk.take_broken(), desk.take_gone());
             if room_changed {
                 self.ledger(ledger::Event::Room(self.router.capacity()), None);
             }
             for stream in broken {
                 self.holder_gone(stream);
+            }
+            for (id, serial) in gone {
+                self.client_left(id, serial);
             }
         }
         if let Some(work) = &mut self.engine
@@ -387,7 +402,14 @@ impl Core {
         }
     }
 
-    fn shut_down(&mut self) {
+    fn shut_down(&mut self, inputs: &mut mpsc::Receiver<Input>) {
+        inputs.close();
+        while let Ok(input) = inputs.try_recv() {
+            if let (Input::Ask(ask), Some(desk)) = (input, &mut self.desk) {
+                // Never accepted, so nothing is owed but a word.
+                desk.accept(ask);
+            }
+        }
         if let Some(desk) = &mut self.desk {
             desk.shut_down();
         }
@@ -425,7 +447,7 @@ impl Core {
 }
 
 /// What the router is told of the engine: the configuration's wishes within what the engine can.
-fn engine_settings(config: &Config, info: &engine::Info) -> router::Engine {
+pub(crate) fn engine_settings(config: &Config, info: &engine::Info) -> router::Engine {
     let batch_max = config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1));
     let busy_at = config.busy_at.unwrap_or(batch_max).clamp(1, batch_max);
     router::Engine { models: vec![Arc::from(info.model.as_str())], busy_at, batch_max }

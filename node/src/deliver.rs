@@ -84,29 +84,24 @@ impl Deliver {
         Ok((to, controls))
     }
 
-    /// Reads controls until the stream ends or the root is another one. True when the node stops.
+    /// Reads controls until the stream ends or the root is another one. True when the node stops; then too it reads until the
+    /// root has closed the stream, because what was handed back last may still be on its way.
     async fn serve(&mut self, root: &RootAddress, mut controls: tonic::Streaming<v1::Control>) -> bool {
+        let mut stopping = false;
         loop {
             tokio::select! {
                 control = controls.message() => match control {
-                    Ok(Some(control)) => {
-                        if self.core.tell(Input::Control(control)).await.is_err() {
-                            return true;
-                        }
-                    }
-                    Ok(None) => return false,
+                    Ok(Some(control)) => stopping |= self.core.tell(Input::Control(control)).await.is_err(),
+                    Ok(None) => return stopping,
                     Err(status) => {
                         tracing::info!(node = %self.name, root = root.address, error = status.message(), "the stream to the root broke");
-                        return false;
+                        return stopping;
                     }
                 },
-                changed = self.root.changed() => {
-                    if changed.is_err() {
-                        return true;
-                    }
-                    if self.root.borrow().as_ref() != Some(root) {
-                        return false;
-                    }
+                changed = self.root.changed(), if !stopping => match changed {
+                    Ok(()) if self.root.borrow().as_ref() == Some(root) => {}
+                    Ok(()) => return false,
+                    Err(_) => stopping = true,
                 }
             }
         }

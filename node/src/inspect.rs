@@ -110,7 +110,11 @@ impl Inspector {
             .map_err(|_| Unanswered::Stopped)?;
         let answers = waiting.into_iter().map(async |(name, answer)| {
             match timeout(patience, answer).await.ok().and_then(Result::ok).and_then(|inspected| inspected.kind) {
-                Some(v1::inspected::Kind::View(view)) => view,
+                Some(v1::inspected::Kind::View(mut view)) => {
+                    // It may say what it likes of itself, but not that it is another one.
+                    view.status.get_or_insert_default().name = name.to_string();
+                    view
+                }
                 _ => silent(&name),
             }
         });

@@ -176,7 +176,12 @@ fn ledger_event(event: &ledger::Event) -> String {
         Event::Progressed { id, .. } | Event::Generated { id, .. } | Event::Finished { id, .. } => {
             format!("query {id} progressed")
         }
-        Event::Refused { id, holder, busy: true, .. } => format!("query {id} refused by {}, which is full", holder.name),
+        Event::Refused { id, holder, fault: ledger::Fault::Busy, .. } => {
+            format!("query {id} refused by {}, which is full", holder.name)
+        }
+        Event::Refused { id, holder, fault: ledger::Fault::Engine, .. } => {
+            format!("the engine of {} failed with query {id}", holder.name)
+        }
         Event::Refused { id, holder, .. } => format!("query {id} refused by {}", holder.name),
         Event::Bounced { id, .. } => format!("query {id} found no child"),
         Event::Returned { id, holder, .. } => format!("query {id} handed back by {}", holder.name),
@@ -193,7 +198,7 @@ fn ledger_action(action: &ledger::Action) -> Option<String> {
             Failure::Overloaded { retry_after_ms } => format!("refuse {id}, the lanes are full for {retry_after_ms} ms"),
             Failure::UnknownModel { .. } => format!("fail {id}, no node serves its model"),
             Failure::Deadline => format!("fail {id}, its deadline passed"),
-            Failure::Poison => format!("fail {id}, two nodes died while they ran it"),
+            Failure::Poison => format!("fail {id}, two nodes died or failed while they ran it"),
             Failure::Holder => format!("fail {id}, as the node said"),
         },
         Action::Placed { id, node: None, .. } => format!("{id} waits at the root"),

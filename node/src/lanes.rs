@@ -13,6 +13,9 @@ use banyan_proto::QueryId;
 
 use crate::config::LaneLimits;
 
+/// Owners whose service is remembered at least, before idle ones are looked for.
+const OWNERS_KEPT: usize = 64;
+
 /// Bounded lanes. See the module.
 #[derive(Debug)]
 pub(crate) struct Lanes {
@@ -22,6 +25,8 @@ pub(crate) struct Lanes {
     order: BTreeSet<(u64, Key)>,
     /// Tokens served to each owner that has a lane.
     served: BTreeMap<Arc<str>, u64>,
+    /// Owners at which to look for idle ones.
+    keep: usize,
     /// The service of the owner that went last: where newcomers start.
     clock: u64,
     entries: usize,
@@ -65,7 +70,16 @@ impl Waiting {
 
 impl Lanes {
     pub(crate) fn new(limits: LaneLimits) -> Self {
-        Lanes { limits, lanes: BTreeMap::new(), order: BTreeSet::new(), served: BTreeMap::new(), clock: 0, entries: 0, bytes: 0 }
+        Lanes {
+            limits,
+            lanes: BTreeMap::new(),
+            order: BTreeSet::new(),
+            served: BTreeMap::new(),
+            keep: OWNERS_KEPT,
+            clock: 0,
+            entries: 0,
+            bytes: 0,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -81,7 +95,13 @@ impl Lanes {
     /// the bounds no longer apply to it.
     pub(crate) fn push(&mut self, waiting: Waiting) {
         let key = waiting.key();
-        let served = *self.served.entry(waiting.owner.clone()).or_insert(self.clock);
+        let has_lane = self.has_lane(&waiting.owner);
+        let served = self.served.entry(waiting.owner.clone()).or_insert(self.clock);
+        if !has_lane {
+            // Whoever comes back after a pause has saved up nothing.
+            *served = (*served).max(self.clock);
+        }
+        let served = *served;
         self.entries += 1;
         self.bytes += waiting.bytes;
         self.lanes.entry(key.clone()).or_default().waiting.insert(waiting.place(), waiting);
@@ -109,10 +129,7 @@ impl Lanes {
             self.order.remove(&place);
             self.order.insert((after, place.1));
         }
-        // Now and then, so that it costs nothing per query.
-        if self.served.len() > 64 + 2 * self.lanes.len() {
-            self.forget_idle_owners();
-        }
+        self.forget_idle_owners();
     }
 
     /// Takes out a query without a charge: it was cancelled, or its time is over.
@@ -127,16 +144,28 @@ impl Lanes {
             let served = self.served.get(&waiting.owner).copied().unwrap_or(0);
             self.order.remove(&(served, key));
         }
+        self.forget_idle_owners();
         true
     }
 
-    /// Owners without lanes whose service the clock has passed would start at the clock anyway.
+    fn has_lane(&self, owner: &Arc<str>) -> bool {
+        self.lanes.range((owner.clone(), Arc::from(""))..).next().is_some_and(|((of, _), _)| of == owner)
+    }
+
+    /// When nobody waits any more everybody is even, and the clock moves on to say so. Before that, owners without lanes
+    /// that the clock has passed would start at the clock anyway; they are dropped now and then, so that it costs nothing
+    /// per query.
     fn forget_idle_owners(&mut self) {
-        let clock = self.clock;
-        let lanes = &self.lanes;
-        let has_lane =
-            |owner: &Arc<str>| lanes.range((owner.clone(), Arc::from(""))..).next().is_some_and(|((of, _), _)| of == owner);
-        self.served.retain(|owner, served| *served > clock || has_lane(owner));
+        if self.entries == 0 {
+            self.clock = self.served.values().copied().fold(self.clock, u64::max);
+            self.served.clear();
+            self.keep = OWNERS_KEPT;
+        } else if self.served.len() > self.keep {
+            let mut served = std::mem::take(&mut self.served);
+            served.retain(|owner, served| *served > self.clock || self.has_lane(owner));
+            self.keep = OWNERS_KEPT + 2 * served.len();
+            self.served = served;
+        }
     }
 }
 
@@ -182,6 +211,37 @@ mod tests {
         }
         let first: Vec<u64> = drain(&mut lanes).into_iter().take(8).collect();
         assert_eq!(first.iter().filter(|&&order| order < 4).count(), 2, "{first:?}");
+    }
+
+    #[test]
+    fn an_owner_that_was_away_has_saved_up_nothing() {
+        let mut lanes = Lanes::new(LaneLimits::default());
+        lanes.push(waiting("away", 0, 1));
+        lanes.push(waiting("busy", 1, 1000));
+        lanes.push(waiting("busy", 2, 1000));
+        lanes.push(waiting("busy", 3, 1000));
+        let first: Vec<Waiting> =
+            (0..3).map(|_| lanes.peek(|_| true).cloned().inspect(|next| lanes.serve(next)).unwrap()).collect();
+        assert_eq!(first.iter().map(|next| next.order).collect::<Vec<_>>(), [0, 1, 2]);
+        for order in 4..8 {
+            lanes.push(waiting("away", order, 1000));
+        }
+        let served = drain(&mut lanes);
+        assert!(served.iter().position(|&order| order == 3).unwrap() <= 2, "{served:?}");
+    }
+
+    #[test]
+    fn owners_that_come_and_go_are_forgotten() {
+        let mut lanes = Lanes::new(LaneLimits::default());
+        lanes.push(waiting("stays", 0, 1));
+        for order in 1..10_000 {
+            let passing = waiting(&format!("owner-{order}"), order, 10);
+            lanes.push(passing.clone());
+            lanes.remove(&passing);
+        }
+        assert!(lanes.served.len() < 1000, "{}", lanes.served.len());
+        drain(&mut lanes);
+        assert!(lanes.served.is_empty());
     }
 
     #[test]

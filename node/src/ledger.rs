@@ -18,7 +18,7 @@ use std::{
 use banyan_proto::{Attempt, QueryId};
 
 use self::entry::Entry;
-pub use self::types::{Action, Asked, Event, Failure, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
+pub use self::types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
 use crate::{
     capacity::{self, Capacity},
     lanes::{Lanes, Waiting},
@@ -50,7 +50,9 @@ pub struct Ledger {
     room: Vec<Capacity>,
     /// Models that were served at any time of this reign: their nodes may come back.
     known: BTreeSet<Arc<str>>,
-    /// Queries in nodes' queues, the oldest first.
+    /// The last progress on each node's stream: an engine that gets on with others is not hung.
+    streams: HashMap<u64, u64>,
+    /// Queries in nodes' queues that may be recalled, the oldest first.
     queued: BTreeSet<(u64, QueryId)>,
     /// Recalled and not yet back: each has a room waiting for it.
     recalling: BTreeSet<QueryId>,
@@ -72,6 +74,7 @@ impl Ledger {
             lanes,
             room: Vec::new(),
             known: BTreeSet::new(),
+            streams: HashMap::new(),
             queued: BTreeSet::new(),
             recalling: BTreeSet::new(),
             accepted: 0,
@@ -137,7 +140,18 @@ impl Ledger {
     /// The queries, live and recently ended, whose id begins so.
     pub fn ids_with_prefix(&self, prefix: &str) -> Vec<QueryId> {
         let live = self.entries.keys().copied();
-        live.chain(self.ways.ids()).filter(|id| id.to_string().starts_with(prefix)).take(2).collect()
+        let matching = live.chain(self.ways.ids()).filter(|id| id.to_string().starts_with(prefix));
+        // Two are as ambiguous as many; one that was asked twice is one.
+        let mut found: Vec<QueryId> = Vec::new();
+        for id in matching {
+            if !found.contains(&id) {
+                found.push(id);
+            }
+            if found.len() == 2 {
+                break;
+            }
+        }
+        found
     }
 
     /// Decides what to do about one event at `now`, in microseconds since the node started.
@@ -151,28 +165,40 @@ impl Ledger {
                 self.dispatch(now, &mut actions);
             }
             Event::Held { id, attempt, holder, running, trail } => {
+                self.streams.insert(holder.stream, now);
+                if let Some(entry) = self.entries.get_mut(&id)
+                    && entry.forgive(attempt, &holder.name)
+                    && entry.state == State::Queued
+                {
+                    // It need not run alone any more, so any room will do.
+                    self.queued.insert((entry.order, id));
+                }
                 if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
                     entry.hold(now, holder, running, trail);
-                    let (order, placed) = (entry.order, entry.placed());
+                    let (order, placed, alone) = (entry.order, entry.placed(), entry.deaths > 0);
                     actions.push(placed);
                     if running {
                         self.queued.remove(&(order, id));
                         self.recalling.remove(&id);
-                    } else {
+                    } else if !alone {
+                        // Whoever has to run alone waits for an empty engine, which room elsewhere does not promise.
                         self.queued.insert((order, id));
                     }
                     self.dispatch(now, &mut actions);
                 }
             }
             Event::Progressed { id, attempt, holder } => {
+                self.streams.insert(holder.stream, now);
                 if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
                     entry.seen_at = now;
+                    entry.started = true;
                 }
             }
             Event::Generated { id, attempt, holder, position, tokens } => {
                 self.generated(now, id, attempt, holder, position, tokens, &mut actions);
             }
             Event::Finished { id, attempt, holder } => {
+                self.streams.insert(holder.stream, now);
                 if self.current(id, attempt, &holder, &mut actions).is_some() {
                     actions.push(Action::Finish { id });
                     self.end(now, id, Outcome::Finished, None);
@@ -183,33 +209,44 @@ impl Ledger {
                     }
                 }
             }
-            Event::Refused { id, attempt, holder, busy, trail } => {
+            Event::Refused { id, attempt, holder, fault, trail } => {
                 if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
+                    let model = entry.model.clone();
                     entry.tried(now, Some(holder), Outcome::Refused, trail);
-                    if busy {
-                        // Not sent again before the next report of room: the numbers that sent it there were stale.
-                        self.wait_again(now, id, Why::Refused);
-                    } else {
-                        actions.push(Action::Fail { id, failure: Failure::Holder });
-                        self.end(now, id, Outcome::Refused, Some("refused by the node"));
-                        self.dispatch(now, &mut actions);
+                    match fault {
+                        Fault::Busy => {
+                            // The numbers that sent it there were wrong, so nothing more goes by them.
+                            capacity::close(&mut self.room, &model);
+                            self.wait_again(now, id, Why::Refused, &mut actions);
+                        }
+                        Fault::Engine => {
+                            self.blame(now, id, &mut actions);
+                            self.dispatch(now, &mut actions);
+                        }
+                        Fault::Query => {
+                            actions.push(Action::Fail { id, failure: Failure::Holder });
+                            self.end(now, id, Outcome::Refused, Some("refused by the node"));
+                            self.dispatch(now, &mut actions);
+                        }
                     }
                 }
             }
             Event::Bounced { id, attempt } => {
-                if self.entries.get(&id).is_some_and(|entry| entry.attempt == attempt) {
-                    self.wait_again(now, id, Why::Refused);
+                if let Some(entry) = self.entries.get(&id).filter(|entry| entry.attempt == attempt) {
+                    capacity::close(&mut self.room, &entry.model);
+                    self.wait_again(now, id, Why::Refused, &mut actions);
                 }
             }
             Event::Returned { id, attempt, holder } => {
                 if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
                     let why = if entry.recalled { Why::Recalled } else { Why::Returned };
                     entry.tried(now, None, Outcome::Returned, Vec::new());
-                    self.wait_again(now, id, why);
+                    self.wait_again(now, id, why, &mut actions);
                     self.dispatch(now, &mut actions);
                 }
             }
             Event::HolderLost { stream } => {
+                self.streams.remove(&stream);
                 for id in self.held_by(stream) {
                     self.lose(now, id, &mut actions);
                 }
@@ -278,11 +315,13 @@ impl Ledger {
         tokens: Vec<u32>,
         actions: &mut Vec<Action>,
     ) {
+        self.streams.insert(holder.stream, now);
         let Some(entry) = self.current(id, attempt, &holder, actions) else { return };
         if entry.holder.is_none() || entry.state != State::Running {
             entry.hold(now, holder.clone(), true, Vec::new());
         }
         entry.seen_at = now;
+        entry.started = true;
         let order = entry.order;
         let next = entry.tokens.len() as u32;
         if position == next {
@@ -295,7 +334,7 @@ impl Ledger {
             // Something between was lost, which one stream can't do: this attempt can't be trusted any more.
             actions.push(Action::Cancel { stream: holder.stream, id, attempt });
             entry.tried(now, None, Outcome::Lost, Vec::new());
-            self.wait_again(now, id, Why::Lost);
+            self.wait_again(now, id, Why::Lost, actions);
             self.dispatch(now, actions);
             return;
         }
@@ -305,28 +344,37 @@ impl Ledger {
     }
 
     /// Puts a query back into its lane; its next attempt follows when there is room.
-    fn wait_again(&mut self, now: u64, id: QueryId, why: Why) {
+    fn wait_again(&mut self, now: u64, id: QueryId, why: Why, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.wait(now, why);
+        actions.push(entry.placed());
         let (order, waiting) = (entry.order, entry.waiting());
         self.lanes.push(waiting);
         self.queued.remove(&(order, id));
         self.recalling.remove(&id);
     }
 
-    /// The holder is gone: the query goes out again behind what was delivered. Only a running query is blamed.
+    /// The holder is gone: the query goes out again behind what was delivered. Only what its engine had begun is blamed.
     fn lose(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.tried(now, None, Outcome::Lost, Vec::new());
-        if entry.state == State::Running {
-            entry.deaths += 1;
-            if entry.deaths > 1 {
-                actions.push(Action::Fail { id, failure: Failure::Poison });
-                self.end(now, id, Outcome::Lost, Some("two nodes died while they ran it"));
-                return;
-            }
+        if entry.state == State::Running && entry.started {
+            self.blame(now, id, actions);
+        } else {
+            self.wait_again(now, id, Why::Lost, actions);
         }
-        self.wait_again(now, id, Why::Lost);
+    }
+
+    /// An engine died or failed with the query in it: it runs alone next, and the second time it fails.
+    fn blame(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.blame();
+        if entry.deaths > 1 {
+            actions.push(Action::Fail { id, failure: Failure::Poison });
+            self.end(now, id, Outcome::Lost, Some("two nodes failed while they ran it"));
+        } else {
+            self.wait_again(now, id, Why::Lost, actions);
+        }
     }
 
     fn end(&mut self, now: u64, id: QueryId, outcome: Outcome, error: Option<&str>) {
@@ -399,15 +447,26 @@ impl Ledger {
         let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
         let why = entry.why;
         entry.send(now);
-        let ticket =
-            Ticket { id: entry.id, attempt: entry.attempt, model: entry.model.clone(), prefer: entry.prefer.clone(), hops: 0 };
+        let ticket = Ticket {
+            id: entry.id,
+            attempt: entry.attempt,
+            model: entry.model.clone(),
+            prefer: entry.prefer.clone(),
+            hops: 0,
+            alone: entry.deaths > 0,
+            // Which child had the last one is the node task's to say.
+            avoid: None,
+        };
         actions.push(Action::Send { ticket, why });
     }
 
     fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         self.measure_rate(now);
-        let mut due: Vec<(u64, QueryId)> =
-            self.entries.values().filter(|entry| entry.due(now, &self.room)).map(|entry| (entry.order, entry.id)).collect();
+        for entry in self.entries.values_mut() {
+            entry.note_served(now, &self.room);
+        }
+        let due = self.entries.values().filter(|entry| entry.due(now, &self.streams));
+        let mut due: Vec<(u64, QueryId)> = due.map(|entry| (entry.order, entry.id)).collect();
         due.sort_unstable();
         for (_, id) in due {
             self.act_on_time(now, id, actions);
@@ -433,7 +492,7 @@ impl Ledger {
             }
             State::Sent => {
                 entry.tried(now, None, Outcome::Lost, Vec::new());
-                self.wait_again(now, id, Why::Lost);
+                self.wait_again(now, id, Why::Lost, actions);
             }
             State::Running => {
                 entry.cancel(actions);

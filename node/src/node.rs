@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    core::{Core, Handle},
+    core::{Core, Handle, engine_settings},
     deliver::Deliver,
     inspect::{Facts, Inspector},
     services::{InspectService, RootService, TreeService},
@@ -31,6 +31,9 @@ use crate::{
 
 /// What is being sent when a node stops gets that long to leave.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The name of a node that died without a word is free when its lease has ended; this is longer than any lease should be.
+const GHOST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running node. Dropping it stops it roughly; [`Node::stop`] does so cleanly.
 pub struct Node {
@@ -138,8 +141,7 @@ impl Node {
             None => (None, None),
         };
         let fingerprint = info.as_ref().map(|info| info.fingerprint.clone()).unwrap_or_default();
-        let batch_max =
-            info.as_ref().map_or(0, |info| config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1)));
+        let settings = info.as_ref().map(|info| engine_settings(&config, info));
         let inspector = Arc::new(Inspector {
             facts: Facts {
                 name: config.name.clone(),
@@ -152,8 +154,8 @@ impl Node {
                 device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
                 models: info.iter().map(|info| info.model.clone()).collect(),
                 fingerprint: fingerprint.clone(),
-                busy_at: config.busy_at.unwrap_or(batch_max).min(batch_max),
-                batch_max,
+                busy_at: settings.as_ref().map_or(0, |settings| settings.busy_at),
+                batch_max: settings.as_ref().map_or(0, |settings| settings.batch_max),
                 routing: config.routing.to_string(),
             },
             core: core.clone(),
@@ -221,7 +223,7 @@ impl Node {
             }
         }
         self.cancel.cancel();
-        if timeout(STOP_TIMEOUT, &mut self.server).await.is_err() {
+        if !self.server.is_finished() && timeout(STOP_TIMEOUT, &mut self.server).await.is_err() {
             self.server.abort();
         }
     }
@@ -248,6 +250,7 @@ impl Drop for Node {
 /// Registers, and waits for the parent where it is not there yet.
 async fn register(config: &Config, registry: &Registry, member: Member) -> Result<Registration, StartError> {
     let deadline = Instant::now() + config.parent_timeout;
+    let own_ghost = Instant::now() + GHOST_TIMEOUT;
     let mut view = registry.watch();
     let mut told = false;
     loop {
@@ -264,6 +267,12 @@ async fn register(config: &Config, registry: &Registry, member: Member) -> Resul
                     // The watch lives as long as the registry's handle, which we have.
                     Ok(Err(_)) | Err(_) => return Err(StartError::ParentMissing { parent, waited: config.parent_timeout }),
                 }
+            }
+            // We listen where the holder says that it listens, so that one is dead, and its lease will end.
+            Err(RegisterError::Taken { holder }) if holder.address == member.address && Instant::now() < own_ghost => {
+                tracing::info!(node = %config.name, "an earlier life of this node still holds the name, waiting for its lease to end");
+                // When it has not gone by then, the next try says who holds the name.
+                let _ = timeout_at(own_ghost, view.wait_for(|view| !view.members.contains_key(&config.name))).await;
             }
             Err(source) => return Err(StartError::Register { name: config.name.clone(), source }),
         }
@@ -285,7 +294,7 @@ async fn serve(
         .map_err(|source| StartError::Reflection { source })?;
     let core = inspector.core.clone();
     let limit = banyan_proto::MESSAGE_BYTES_MAX;
-    let tree = TreeServer::new(TreeService::new(config.name.clone(), registry.cluster().clone(), core.clone()));
+    let tree = TreeServer::new(TreeService::new(registry.cluster().clone(), core.clone()));
     let inspect = InspectServer::new(InspectService { inspector: inspector.clone(), core: core.clone() });
     // Only a root answers questions and takes deliveries.
     let root = config

@@ -7,6 +7,7 @@
 //! Pure code: an [`Event`] goes in, [`Action`]s come out; no clock, no task, no wire. What the root owes to whom is the
 //! ledger's; when capacity reports leave is the node task's.
 
+mod child;
 #[cfg(test)]
 mod tests;
 
@@ -18,8 +19,9 @@ use std::{
 use banyan_proto::{Attempt, NodeName, QueryId};
 use serde::{Deserialize, Serialize};
 
+use self::child::Child;
 use crate::{
-    capacity::{self, Capacity, serves},
+    capacity::{self, Capacity, Sum, serves},
     config::Routing,
 };
 
@@ -65,6 +67,10 @@ pub struct Ticket {
     pub prefer: Option<NodeName>,
     /// Nodes that it came through.
     pub hops: u32,
+    /// Runs with no neighbour: a node died while it ran it.
+    pub alone: bool,
+    /// The child that let the last attempt vanish: gets this one only if nobody else can have it.
+    pub avoid: Option<NodeName>,
 }
 
 /// What happened.
@@ -199,23 +205,15 @@ pub struct Router {
     settings: Settings,
     connected: bool,
     running: BTreeMap<QueryId, Attempt>,
+    /// The one of them that runs alone.
+    alone: Option<QueryId>,
     queue: VecDeque<Ticket>,
     children: Vec<Child>,
+    /// Of the children's estimates.
+    sum: Sum,
     /// Where the next round begins.
     turn: usize,
     reported: Vec<Capacity>,
-}
-
-#[derive(Debug)]
-struct Child {
-    name: NodeName,
-    capacity: Vec<Capacity>,
-    /// Queries sent since it attached.
-    sent: u64,
-    /// Models of those that its last report did not count yet, the oldest first.
-    unseen: VecDeque<Arc<str>>,
-    /// Credit of smooth weighted round-robin.
-    credit: i64,
 }
 
 impl Router {
@@ -226,8 +224,10 @@ impl Router {
             settings,
             connected,
             running: BTreeMap::new(),
+            alone: None,
             queue: VecDeque::new(),
             children: Vec::new(),
+            sum: Sum::default(),
             turn: 0,
             reported: Vec::new(),
         }
@@ -266,23 +266,13 @@ impl Router {
 
     /// What the subtree can take, this node included, per set of models that share an engine.
     pub fn capacity(&self) -> Vec<Capacity> {
-        let mut sum = Vec::new();
-        if let Some(engine) = &self.settings.engine {
+        let own = self.settings.engine.as_ref().map(|engine| {
             // A node with children passes on what it can't run, and keeps no queue.
-            let queue = if self.children.is_empty() && self.connected {
-                engine.batch_max.saturating_sub(self.queue.len() as u32)
-            } else {
-                0
-            };
-            let own = Capacity { models: engine.models.clone(), room: self.own_room(), queue, slots: engine.busy_at };
-            capacity::add(&mut sum, own);
-        }
-        for child in &self.children {
-            for set in child.estimate() {
-                capacity::add(&mut sum, set);
-            }
-        }
-        sum
+            let space = engine.batch_max.saturating_sub(self.queue.len() as u32);
+            let queue = if self.children.is_empty() && self.connected { space } else { 0 };
+            Capacity { models: engine.models.clone(), room: self.own_room(), queue, slots: engine.busy_at }
+        });
+        self.sum.with(own)
     }
 
     /// Decides what to do about one event.
@@ -292,12 +282,14 @@ impl Router {
             Event::Connected(connected) => self.connected = connected,
             Event::ChildJoined { child } => {
                 self.remove_child(&child);
-                self.children.push(Child { name: child, capacity: Vec::new(), sent: 0, unseen: VecDeque::new(), credit: 0 });
+                self.children.push(Child::new(child));
             }
             Event::ChildLeft { child } => self.remove_child(&child),
             Event::ChildReported { child, received, capacity } => {
                 if let Some(child) = self.children.iter_mut().find(|known| known.name == child) {
+                    self.sum.subtract(&child.estimate);
                     child.report(received, capacity);
+                    self.sum.add(&child.estimate);
                 }
             }
             Event::Arrived(ticket) => {
@@ -306,6 +298,7 @@ impl Router {
             }
             Event::Ended { id } => {
                 if self.running.remove(&id).is_some() {
+                    self.alone = self.alone.filter(|alone| *alone != id);
                     self.start_waiting(&mut actions);
                 }
             }
@@ -315,11 +308,13 @@ impl Router {
                     actions.push(Action::Abort { id });
                 } else if self.take_queued(id, |queued| queued <= attempt) {
                     actions.push(Action::Drop { id });
+                    self.start_waiting_if_free(&mut actions);
                 }
             }
             Event::Recalled { id, attempt } => {
                 if self.take_queued(id, |queued| queued == attempt) {
                     actions.push(Action::Return { id });
+                    self.start_waiting_if_free(&mut actions);
                 }
             }
         }
@@ -337,6 +332,9 @@ impl Router {
             }
             return Some(Action::Refuse { id, because: Because::Held });
         }
+        if self.queue.iter().any(|queued| queued.id == id && queued.attempt >= ticket.attempt) {
+            return Some(Action::Refuse { id, because: Because::Held });
+        }
         if self.take_queued(id, |queued| queued < ticket.attempt) {
             actions.push(Action::Drop { id });
         }
@@ -350,14 +348,14 @@ impl Router {
         }
         let ours = self.settings.engine.as_ref().is_some_and(|engine| serves(&engine.models, &ticket.model));
         let preferred_elsewhere = ticket.prefer.as_ref().filter(|name| **name != self.settings.name);
-        if let Some(child) = preferred_elsewhere.and_then(|name| self.preferred(name, &ticket.model)) {
+        if let Some(child) = preferred_elsewhere.and_then(|name| self.preferred(name, &ticket)) {
             return self.forward(child, ticket, Choice::Preferred);
         }
-        if ours && self.own_room() > 0 {
-            self.running.insert(id, ticket.attempt);
+        if ours && self.own_room() > 0 && self.may_start(&ticket) {
+            self.start(&ticket);
             return Action::Execute { id };
         }
-        if let Some((child, choice)) = self.choose(&ticket.model) {
+        if let Some((child, choice)) = self.choose(&ticket) {
             return self.forward(child, ticket, choice);
         }
         let Some(engine) = self.settings.engine.as_ref().filter(|_| ours) else {
@@ -375,21 +373,30 @@ impl Router {
 
     fn forward(&mut self, index: usize, ticket: Ticket, choice: Choice) -> Action {
         let child = &mut self.children[index];
-        child.sent += 1;
-        child.unseen.push_back(ticket.model);
+        self.sum.subtract(&child.estimate);
+        child.send(ticket.model);
+        self.sum.add(&child.estimate);
         // The turn advances even when the send should fail: a dead child then costs one query a lap.
         self.turn = index + 1;
         Action::Forward { id: ticket.id, child: child.name.clone(), choice }
     }
 
-    fn preferred(&self, name: &NodeName, model: &str) -> Option<usize> {
-        self.children.iter().position(|child| child.name == *name && child.room(model) > 0)
+    fn preferred(&self, name: &NodeName, ticket: &Ticket) -> Option<usize> {
+        self.children
+            .iter()
+            .position(|child| child.name == *name && ticket.avoid.as_ref() != Some(name) && child.room(&ticket.model) > 0)
     }
 
     /// The child that gets a query which this node can't run.
-    fn choose(&mut self, model: &str) -> Option<(usize, Choice)> {
+    fn choose(&mut self, ticket: &Ticket) -> Option<(usize, Choice)> {
+        let model = &*ticket.model;
         let count = self.children.len();
-        let order: Vec<usize> = (0..count).map(|step| (self.turn + step) % count).collect();
+        let mut order: Vec<usize> = (0..count).map(|step| (self.turn + step) % count).collect();
+        if let Some(avoided) = &ticket.avoid
+            && self.children.iter().any(|child| child.name != *avoided && child.serves(model))
+        {
+            order.retain(|&index| self.children[index].name != *avoided);
+        }
         let with_room = || order.iter().copied().filter(|&index| self.children[index].room(model) > 0);
         let chosen = match self.settings.routing {
             Routing::Classic => None,
@@ -432,7 +439,9 @@ impl Router {
 
     fn own_room(&self) -> u32 {
         match &self.settings.engine {
-            Some(engine) if self.connected && self.queue.is_empty() => engine.busy_at.saturating_sub(self.running.len() as u32),
+            Some(engine) if self.connected && self.queue.is_empty() && self.alone.is_none() => {
+                engine.busy_at.saturating_sub(self.running.len() as u32)
+            }
             _ => 0,
         }
     }
@@ -440,10 +449,31 @@ impl Router {
     fn start_waiting(&mut self, actions: &mut Vec<Action>) {
         let batch_max = self.settings.engine.as_ref().map_or(0, |engine| engine.batch_max) as usize;
         while self.running.len() < batch_max
+            && self.queue.front().is_some_and(|next| self.may_start(next))
             && let Some(ticket) = self.queue.pop_front()
         {
-            self.running.insert(ticket.id, ticket.attempt);
+            self.start(&ticket);
             actions.push(Action::Execute { id: ticket.id });
+        }
+    }
+
+    /// When what left the queue had to run alone, those behind it need not wait any longer for the engine to be empty.
+    fn start_waiting_if_free(&mut self, actions: &mut Vec<Action>) {
+        let busy_at = self.settings.engine.as_ref().map_or(0, |engine| engine.busy_at) as usize;
+        if self.running.len() < busy_at {
+            self.start_waiting(actions);
+        }
+    }
+
+    /// Whoever runs alone begins when nobody runs, and nobody begins beside it.
+    fn may_start(&self, ticket: &Ticket) -> bool {
+        self.alone.is_none() && (!ticket.alone || self.running.is_empty())
+    }
+
+    fn start(&mut self, ticket: &Ticket) {
+        self.running.insert(ticket.id, ticket.attempt);
+        if ticket.alone {
+            self.alone = Some(ticket.id);
         }
     }
 
@@ -454,7 +484,8 @@ impl Router {
 
     fn remove_child(&mut self, name: &NodeName) {
         if let Some(index) = self.children.iter().position(|child| child.name == *name) {
-            self.children.remove(index);
+            let child = self.children.remove(index);
+            self.sum.subtract(&child.estimate);
             // The others keep their turns.
             if index < self.turn {
                 self.turn -= 1;
@@ -470,47 +501,5 @@ impl Router {
         let urgent = capacity::opened_or_closed(&self.reported, &capacity);
         self.reported.clone_from(&capacity);
         actions.push(Action::Report { capacity, urgent });
-    }
-}
-
-impl Child {
-    fn report(&mut self, received: u64, capacity: Vec<Capacity>) {
-        let unseen = self.sent.saturating_sub(received) as usize;
-        while self.unseen.len() > unseen {
-            self.unseen.pop_front();
-        }
-        self.capacity = capacity;
-    }
-
-    /// Its last report, less what was sent to it since.
-    fn estimate(&self) -> Vec<Capacity> {
-        let mut estimate = self.capacity.clone();
-        for model in &self.unseen {
-            capacity::take(&mut estimate, model);
-        }
-        estimate
-    }
-
-    fn sum(&self, model: &str, part: impl Fn(&Capacity) -> u32) -> u64 {
-        match self.unseen.is_empty() {
-            true => capacity::total(&self.capacity, model, part),
-            false => capacity::total(&self.estimate(), model, part),
-        }
-    }
-
-    fn room(&self, model: &str) -> u64 {
-        self.sum(model, |set| set.room)
-    }
-
-    fn queue(&self, model: &str) -> u64 {
-        self.sum(model, |set| set.queue)
-    }
-
-    fn slots(&self, model: &str) -> u64 {
-        self.sum(model, |set| set.slots)
-    }
-
-    fn serves(&self, model: &str) -> bool {
-        self.capacity.iter().any(|set| serves(&set.models, model))
     }
 }

@@ -23,6 +23,8 @@ pub(crate) fn ticket(header: &v1::Header) -> Option<Ticket> {
         model: header.model.as_str().into(),
         prefer: header.prefer.parse().ok(),
         hops: header.trail.len() as u32,
+        alone: header.alone,
+        avoid: None,
     })
 }
 
@@ -41,8 +43,13 @@ pub(crate) fn asked(question: &v1::Question) -> Option<ledger::Asked> {
     })
 }
 
+/// Models with longer names, or more of them than this on one engine, are nobody's honest report.
+const MODEL_NAME_BYTES_MAX: usize = 256;
+const MODELS_PER_ENGINE_MAX: usize = 64;
+
 pub(crate) fn capacity(wire: v1::Capacity) -> Capacity {
-    let mut models: Vec<Arc<str>> = wire.models.into_iter().map(Arc::from).collect();
+    let named = wire.models.into_iter().filter(|model| model.len() <= MODEL_NAME_BYTES_MAX);
+    let mut models: Vec<Arc<str>> = named.take(MODELS_PER_ENGINE_MAX).map(Arc::from).collect();
     models.sort();
     Capacity { models, room: wire.room, queue: wire.queue, slots: wire.slots }
 }
@@ -134,8 +141,9 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
 pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v1::part::Kind> {
     use v1::part::Kind;
     Some(match output {
-        engine::Output::Started { .. } | engine::Output::Cancelled { .. } => return None,
-        engine::Output::Progress { .. } => Kind::Progress(v1::Progress {}),
+        engine::Output::Cancelled { .. } => return None,
+        // Until then it waited in the engine, which is no progress of its own.
+        engine::Output::Started { .. } | engine::Output::Progress { .. } => Kind::Progress(v1::Progress {}),
         engine::Output::Tokens { position, tokens, text, logprobs, .. } => {
             let logprobs = logprobs.into_iter().map(logprob).collect();
             let chunk = v1::Chunk { text, logprobs }.encode_to_vec().into();
@@ -157,7 +165,13 @@ pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v
             };
             Kind::Finished(v1::End { finish: finish.encode_to_vec().into() })
         }
-        engine::Output::Refused { refusal, .. } => refused(refusal_to_wire(refusal), Vec::new()),
+        engine::Output::Refused { refusal, .. } => {
+            let reason = match &refusal {
+                engine::Refusal::Engine(_) => v1::RefusedReason::Engine,
+                engine::Refusal::TooLong { .. } | engine::Refusal::Invalid { .. } => v1::RefusedReason::Failed,
+            };
+            Kind::Refused(v1::Refused { reason: reason.into(), failed: Some(refusal_to_wire(refusal)), trail: Vec::new() })
+        }
     })
 }
 
@@ -214,7 +228,13 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
             ..of(v1::Failure::UnknownModel, "no node of the tree serves this model now")
         },
         Failure::Deadline => of(v1::Failure::Deadline, "the query's deadline passed before its answer was complete"),
-        Failure::Poison => of(v1::Failure::Poison, "two nodes died while they ran this query, so it is not tried again"),
+        Failure::Poison => {
+            let because = said.map(|said| format!(": {}", said.message)).unwrap_or_default();
+            of(
+                v1::Failure::Poison,
+                &format!("two nodes died or failed while they ran this query, so it is not tried again{because}"),
+            )
+        }
         Failure::Holder => said.unwrap_or_else(|| of(v1::Failure::Engine, "the node refused the query without a reason")),
     }
 }

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use banyan_etcd::{Registry, View};
 use banyan_proto::{NodeName, VERSION, dial, v1, v1::inspect_client::InspectClient, v1::tree_client::TreeClient};
+use futures::{FutureExt as _, future::BoxFuture};
 use rand::Rng as _;
 use tokio::{
     sync::{mpsc, watch},
@@ -180,6 +181,7 @@ impl Uplink {
             return End::Stopped;
         }
         let mut back = tokio::time::interval_at(Instant::now() + RETURN_INTERVAL, RETURN_INTERVAL);
+        let mut returning: Option<BoxFuture<'static, bool>> = None;
         let end = loop {
             let patience = rootless_since.map(|since| since + ROOTLESS_MAX);
             tokio::select! {
@@ -222,8 +224,13 @@ impl Uplink {
                         break End::Moved;
                     }
                 }
-                _ = back.tick(), if parent.name != *wanted => {
-                    if self.can_return(wanted).await {
+                // Asked beside the link, which goes on meanwhile.
+                _ = back.tick(), if parent.name != *wanted && returning.is_none() => {
+                    returning = Some(can_return(self.registry.clone(), wanted.clone()).boxed());
+                }
+                back = async { returning.as_mut().expect("guarded").await }, if returning.is_some() => {
+                    returning = None;
+                    if back {
                         break End::Moved;
                     }
                 }
@@ -244,17 +251,6 @@ impl Uplink {
                 let _ = to.send(v1::Up { kind: Some(v1::up::Kind::Inspected(inspected)) }).await;
             }
         });
-    }
-
-    /// Whether the wanted parent answers and has a way to the root.
-    async fn can_return(&self, wanted: &NodeName) -> bool {
-        let address = self.registry.watch().borrow().members.get(wanted).map(|member| member.address.clone());
-        let asked = async {
-            let mut inspect = InspectClient::new(dial::endpoint(&address?).ok()?.connect_lazy());
-            let status = inspect.status(v1::Target { name: wanted.to_string() }).await.ok()?.into_inner();
-            Some(status.epoch != 0)
-        };
-        matches!(timeout(ASK_TIMEOUT, asked).await, Ok(Some(true)))
     }
 
     fn is_among(&self, ancestry: &v1::Ancestry) -> bool {
@@ -279,6 +275,17 @@ impl Uplink {
             }
         });
     }
+}
+
+/// Whether the wanted parent answers and has a way to the root.
+async fn can_return(registry: Registry, wanted: NodeName) -> bool {
+    let address = registry.watch().borrow().members.get(&wanted).map(|member| member.address.clone());
+    let asked = async {
+        let mut inspect = InspectClient::new(dial::endpoint(&address?).ok()?.connect_lazy());
+        let status = inspect.status(v1::Target { name: wanted.to_string() }).await.ok()?.into_inner();
+        Some(status.epoch != 0)
+    };
+    matches!(timeout(ASK_TIMEOUT, asked).await, Ok(Some(true)))
 }
 
 /// A parent with no way to the root says so by an epoch of 0.

@@ -18,12 +18,27 @@ pub(super) struct Child {
 
 impl Core {
     pub(super) fn child_attached(&mut self, link: ChildLink) {
+        if let Some(message) = self.objection(&link.name) {
+            let rejected = v1::Down { kind: Some(v1::down::Kind::Rejected(v1::Rejected { message })) };
+            // Fails only when the child has gone again. Dropping the sender ends the stream.
+            let _ = link.to.try_send(rejected);
+            return;
+        }
         let event = router::Event::ChildJoined { child: link.name.clone() };
         let child = Child { link: link.link, address: link.address, nodes: 0, to: link.to };
         // Fails only when the child has gone again, which its link will say.
         let _ = child.to.try_send(ancestry_down(self.ancestry_for_children()));
         self.children.insert(link.name, child);
         self.route(event);
+    }
+
+    /// Why this child can't be had, if it can't.
+    fn objection(&self, child: &NodeName) -> Option<String> {
+        if *child == self.name {
+            return Some(format!("{} can't be its own parent", self.name));
+        }
+        let above = self.ancestry.ancestors.iter().any(|ancestor| ancestor.name == child.as_str());
+        above.then(|| format!("{child} is above {}, so attaching would close a circle", self.name))
     }
 
     pub(super) fn child_report(&mut self, child: NodeName, link: u64, report: v1::Report) {
@@ -35,6 +50,9 @@ impl Core {
 
     pub(super) fn forward(&mut self, id: QueryId, child: &NodeName, choice: router::Choice, mut query: v1::Query) {
         let Some(link) = self.children.get(child) else { return };
+        if let Some(desk) = &mut self.desk {
+            desk.sent_to(&id, child);
+        }
         if self.desk.is_none()
             && let Some(header) = &mut query.header
         {
@@ -49,7 +67,7 @@ impl Core {
         }
     }
 
-    fn cut_child(&mut self, child: NodeName) {
+    pub(super) fn cut_child(&mut self, child: NodeName) {
         // Dropping the sender ends the stream; the child attaches again.
         if self.children.remove(&child).is_some() {
             self.route(router::Event::ChildLeft { child });

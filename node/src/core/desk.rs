@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::input::{Ask, HolderLink, WhyFound};
 use crate::{
-    ledger::{self, Action, Holder, Ledger, Why},
+    ledger::{self, Action, Fault, Holder, Ledger, Why},
     router::Ticket,
     translate,
 };
@@ -28,9 +28,12 @@ pub(super) struct Desk {
     pub(super) room_changed: bool,
     /// Streams of holders that can't keep up.
     broken: Vec<u64>,
+    /// Clients that were found gone when they were told something.
+    gone: Vec<(QueryId, u64)>,
 }
 
 struct Client {
+    serial: u64,
     to: mpsc::UnboundedSender<v1::Answer>,
     sent: u64,
     read: Arc<AtomicU64>,
@@ -38,6 +41,8 @@ struct Client {
     seen: (Instant, u64),
     header: v1::Header,
     payload: Bytes,
+    /// Whom the last attempt was sent to.
+    child: Option<NodeName>,
 }
 
 impl Desk {
@@ -48,12 +53,13 @@ impl Desk {
             holders: HashMap::new(),
             room_changed: false,
             broken: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
     /// Takes in a question; nothing when its header can't be read or its id is in use, of which the client is told.
     pub(super) fn accept(&mut self, ask: Ask) -> Option<ledger::Asked> {
-        let Ask { question, to, read } = ask;
+        let Ask { question, serial, to, read } = ask;
         let refuse = |reason: v1::Failure, message: &str| {
             let failed = v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() };
             // Fails when the client has gone already.
@@ -69,7 +75,7 @@ impl Desk {
         }
         let header = question.header.unwrap_or_default();
         let seen = (Instant::now(), 0);
-        let client = Client { to, sent: 0, read, seen, header, payload: question.payload };
+        let client = Client { serial, to, sent: 0, read, seen, header, payload: question.payload, child: None };
         self.clients.insert(asked.id, client);
         Some(asked)
     }
@@ -132,11 +138,25 @@ impl Desk {
         }
     }
 
-    /// Forgets clients whose queries the ledger has ended without a word to them.
-    pub(super) fn forget(&mut self, id: &QueryId) {
-        if !self.ledger.is_live(id) {
+    /// Forgets a client that has gone; false when the query is no longer, or never was, that client's.
+    pub(super) fn forget(&mut self, id: &QueryId, serial: u64) -> bool {
+        let theirs = self.clients.get(id).is_some_and(|client| client.serial == serial);
+        if theirs {
             self.clients.remove(id);
         }
+        theirs
+    }
+
+    /// Remembers whom an attempt was sent to.
+    pub(super) fn sent_to(&mut self, id: &QueryId, child: &NodeName) {
+        if let Some(client) = self.clients.get_mut(id) {
+            client.child = Some(child.clone());
+        }
+    }
+
+    /// Whom the next attempt should not be sent to: the child with which the last one was lost.
+    pub(super) fn avoid(&self, id: &QueryId, why: Why) -> Option<NodeName> {
+        (why == Why::Lost).then(|| self.clients.get(id)?.child.clone()).flatten()
     }
 
     pub(super) fn holder_joined(&mut self, link: HolderLink) {
@@ -170,7 +190,11 @@ impl Desk {
                 id,
                 attempt,
                 holder,
-                busy: refused.reason() == v1::RefusedReason::Busy,
+                fault: match refused.reason() {
+                    v1::RefusedReason::Busy => Fault::Busy,
+                    v1::RefusedReason::Engine => Fault::Engine,
+                    v1::RefusedReason::Failed | v1::RefusedReason::Unspecified => Fault::Query,
+                },
                 trail: translate::trail(refused.trail.clone()),
             },
             Kind::Returned(_) => Event::Returned { id, attempt, holder },
@@ -180,7 +204,7 @@ impl Desk {
     }
 
     /// Clients with answers waiting that have read nothing for too long.
-    pub(super) fn stalled_clients(&mut self) -> Vec<QueryId> {
+    pub(super) fn stalled_clients(&mut self) -> Vec<(QueryId, u64)> {
         let now = Instant::now();
         let mut stalled = Vec::new();
         for (id, client) in &mut self.clients {
@@ -188,7 +212,7 @@ impl Desk {
             if read != client.seen.1 || read == client.sent {
                 client.seen = (now, read);
             } else if now - client.seen.0 > CLIENT_PATIENCE {
-                stalled.push(*id);
+                stalled.push((*id, client.serial));
             }
         }
         stalled
@@ -196,6 +220,10 @@ impl Desk {
 
     pub(super) fn take_broken(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.broken)
+    }
+
+    pub(super) fn take_gone(&mut self) -> Vec<(QueryId, u64)> {
+        std::mem::take(&mut self.gone)
     }
 
     pub(super) fn why(&self, text: &str) -> WhyFound {
@@ -227,8 +255,9 @@ impl Desk {
     fn tell(&mut self, id: &QueryId, kind: v1::answer::Kind) {
         if let Some(client) = self.clients.get_mut(id) {
             client.sent += 1;
-            // Fails when the client has gone, which its stream tells too.
-            let _ = client.to.send(answer(kind));
+            if client.to.send(answer(kind)).is_err() {
+                self.gone.push((*id, client.serial));
+            }
         }
     }
 

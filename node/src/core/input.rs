@@ -107,6 +107,8 @@ pub(crate) struct HolderLink {
 /// A question, and where its answer goes.
 pub(crate) struct Ask {
     pub(crate) question: v1::Question,
+    /// Tells the asks of one id apart.
+    pub(crate) serial: u64,
     /// Bounded by the answer: a client that reads nothing holds no more than its own tokens, and not for long.
     pub(crate) to: mpsc::UnboundedSender<v1::Answer>,
     /// Answers that the client has read.
@@ -135,7 +137,7 @@ pub(crate) struct Snapshot {
 #[derive(Clone)]
 pub(crate) struct Handle {
     pub(super) inbox: mpsc::Sender<Input>,
-    pub(super) leavers: mpsc::UnboundedSender<QueryId>,
+    pub(super) leavers: mpsc::UnboundedSender<(QueryId, u64)>,
 }
 
 /// The task has ended: the node is stopping.
@@ -171,17 +173,24 @@ impl Handle {
     }
 
     /// The stream of a query's answers; dropping it tells that the client left.
-    pub(crate) fn answers(&self, id: QueryId, from: mpsc::UnboundedReceiver<v1::Answer>, read: Arc<AtomicU64>) -> AnswerStream {
-        AnswerStream { id, from, read, leavers: self.leavers.clone(), ended: false }
+    pub(crate) fn answers(
+        &self,
+        id: QueryId,
+        serial: u64,
+        from: mpsc::UnboundedReceiver<v1::Answer>,
+        read: Arc<AtomicU64>,
+    ) -> AnswerStream {
+        AnswerStream { id, serial, from, read, leavers: self.leavers.clone(), ended: false }
     }
 }
 
 /// A query's answers, as its client reads them.
 pub(crate) struct AnswerStream {
     id: QueryId,
+    serial: u64,
     from: mpsc::UnboundedReceiver<v1::Answer>,
     read: Arc<AtomicU64>,
-    leavers: mpsc::UnboundedSender<QueryId>,
+    leavers: mpsc::UnboundedSender<(QueryId, u64)>,
     ended: bool,
 }
 
@@ -205,7 +214,7 @@ impl Drop for AnswerStream {
     fn drop(&mut self) {
         if !self.ended {
             // Fails only when the node is stopping, which cancels everything anyway.
-            let _ = self.leavers.send(self.id);
+            let _ = self.leavers.send((self.id, self.serial));
         }
     }
 }

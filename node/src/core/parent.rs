@@ -6,7 +6,7 @@ use banyan_proto::{NodeName, v1};
 use tokio::{sync::mpsc, time::Instant as Deadline};
 
 use super::{Core, input::Attached};
-use crate::{capacity::Capacity, journal::Fact, router, translate};
+use crate::{journal::Fact, router, translate};
 
 /// Reports of room that did not open or close anything are sent at most that often.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
@@ -23,7 +23,7 @@ impl Core {
         self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
         self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
         self.set_ancestry(attached.ancestry);
-        self.report = Some(self.router.capacity());
+        self.report = true;
         self.send_report();
     }
 
@@ -33,8 +33,11 @@ impl Core {
         }
         self.ancestry = ancestry;
         let down = self.ancestry_for_children();
-        for child in self.children.values() {
-            let _ = child.to.try_send(ancestry_down(down.clone()));
+        let told = |child: &super::children::Child| child.to.try_send(ancestry_down(down.clone())).is_ok();
+        let deaf: Vec<NodeName> = self.children.iter().filter(|(_, child)| !told(child)).map(|(name, _)| name.clone()).collect();
+        for child in deaf {
+            // With an old ancestry it would go on without the root; attaching again it learns the new one.
+            self.cut_child(child);
         }
     }
 
@@ -45,12 +48,12 @@ impl Core {
         v1::Ancestry { ancestors, epoch: self.ancestry.epoch }
     }
 
-    pub(super) fn note_report(&mut self, capacity: Vec<Capacity>, urgent: bool) {
+    pub(super) fn note_report(&mut self, urgent: bool) {
         if let Some(desk) = &mut self.desk {
             desk.room_changed = true;
             return;
         }
-        self.report = Some(capacity);
+        self.report = true;
         if urgent {
             self.report_at = Some(Deadline::now());
         } else {
@@ -60,10 +63,12 @@ impl Core {
 
     pub(super) fn send_report(&mut self) {
         self.report_at = None;
-        let Some(capacity) = self.report.take() else { return };
+        if !std::mem::take(&mut self.report) {
+            return;
+        }
         let nodes = self.children.values().fold(1u32, |sum, child| sum.saturating_add(child.nodes));
         let Some(uplink) = &self.uplink else { return };
-        let capacity = capacity.iter().map(translate::capacity_to_wire).collect();
+        let capacity = self.router.capacity().iter().map(translate::capacity_to_wire).collect();
         let report = v1::Report { received: uplink.received, capacity, nodes };
         if uplink.to.try_send(v1::Up { kind: Some(v1::up::Kind::Report(report)) }).is_err() {
             self.uplink = None;
@@ -74,8 +79,8 @@ impl Core {
         if let Some(uplink) = self.uplink.as_mut().filter(|uplink| uplink.link == link) {
             uplink.received += 1;
             // The parent counts this query against our last report until the next one says that it came.
-            if self.report.is_none() {
-                self.report = Some(self.router.capacity());
+            if !self.report {
+                self.report = true;
                 self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
             }
         }

@@ -158,7 +158,8 @@ impl Work {
 
     fn execute(&mut self, id: QueryId) -> Option<QueryId> {
         let sequence = engine::SequenceId(self.next_sequence);
-        let kept = self.kept.get_mut(&id)?;
+        // What is not kept can't run, so its slot is free again.
+        let Some(kept) = self.kept.get_mut(&id) else { return Some(id) };
         match translate::request(sequence, &kept.query) {
             Ok(request) => {
                 self.next_sequence += 1;

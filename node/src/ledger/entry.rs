@@ -1,6 +1,6 @@
 //! One query's account.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use banyan_proto::{Attempt, NodeName, QueryId};
 
@@ -39,8 +39,12 @@ pub(super) struct Entry {
     sent_at: u64,
     /// The last sign of life: accepted, held, progress.
     pub(super) seen_at: u64,
-    /// Nodes that were lost while they ran it.
+    /// Whether the holder's engine has begun with it.
+    pub(super) started: bool,
+    /// Engines that died or failed with it.
     pub(super) deaths: u32,
+    /// The attempt and the node of the last one.
+    blamed: Option<(Attempt, NodeName)>,
     pub(super) recalled: bool,
     /// Why the next attempt is sent.
     pub(super) why: Why,
@@ -71,7 +75,9 @@ impl Entry {
             ended_at: None,
             sent_at: now,
             seen_at: now,
+            started: false,
             deaths: 0,
+            blamed: None,
             recalled: false,
             why: Why::New,
             tries: Vec::new(),
@@ -115,6 +121,10 @@ impl Entry {
     }
 
     pub(super) fn wait(&mut self, now: u64, why: Why) {
+        if self.holder.is_some() {
+            self.seen_at = now;
+        }
+        self.started = false;
         self.waiting_since = now;
         self.state = State::Waiting;
         self.holder = None;
@@ -137,6 +147,30 @@ impl Entry {
         self.holder = Some(holder);
         self.state = if running { State::Running } else { State::Queued };
         self.seen_at = now;
+    }
+
+    /// The current holder's engine died or failed with it.
+    pub(super) fn blame(&mut self) {
+        self.deaths += 1;
+        self.blamed = self.holder.as_ref().map(|holder| (self.attempt, holder.name.clone()));
+    }
+
+    /// A node that says to hold a lost attempt lives: it was its stream that broke, so nobody is to blame.
+    /// True when that clears the query of all blame.
+    pub(super) fn forgive(&mut self, attempt: Attempt, name: &NodeName) -> bool {
+        if self.blamed.as_ref().is_none_or(|(lost, by)| *lost != attempt || by != name) {
+            return false;
+        }
+        self.blamed = None;
+        self.deaths -= 1;
+        self.deaths == 0
+    }
+
+    /// A query that waits is not stranded as long as somebody serves its model.
+    pub(super) fn note_served(&mut self, now: u64, room: &[Capacity]) {
+        if self.state == State::Waiting && capacity::total(room, &self.model, |set| set.slots) > 0 {
+            self.seen_at = now;
+        }
     }
 
     /// The first to say so holds it; after that only the same stream may.
@@ -175,14 +209,18 @@ impl Entry {
         Action::Placed { id: self.id, node, running: self.state == State::Running }
     }
 
-    /// Whether a tick has something to do for it.
-    pub(super) fn due(&self, now: u64, room: &[Capacity]) -> bool {
+    /// Whether a tick has something to do for it; `streams` has the last progress of each.
+    pub(super) fn due(&self, now: u64, streams: &HashMap<u64, u64>) -> bool {
         let silent = now.saturating_sub(self.seen_at);
+        let hung = || {
+            let stream = self.holder.as_ref().and_then(|holder| streams.get(&holder.stream));
+            stream.is_none_or(|last| now.saturating_sub(*last) >= PROGRESS_TIMEOUT_US)
+        };
         now >= self.deadline
             || match self.state {
-                State::Waiting => silent >= UNSERVED_TIMEOUT_US && capacity::total(room, &self.model, |set| set.slots) == 0,
+                State::Waiting => silent >= UNSERVED_TIMEOUT_US,
                 State::Sent => now.saturating_sub(self.sent_at) >= HOLDING_TIMEOUT_US,
-                State::Running => silent >= PROGRESS_TIMEOUT_US,
+                State::Running => silent >= PROGRESS_TIMEOUT_US && hung(),
                 State::Queued | State::Ended => false,
             }
     }

@@ -41,6 +41,10 @@ fn held(number: u128, try_number: u32, by: &str, running: bool) -> Event {
     Event::Held { id: id(number), attempt: attempt(try_number), holder: holder(by), running, trail: Vec::new() }
 }
 
+fn progressed(number: u128, try_number: u32, by: &str) -> Event {
+    Event::Progressed { id: id(number), attempt: attempt(try_number), holder: holder(by) }
+}
+
 fn generated(number: u128, try_number: u32, by: &str, position: u32, tokens: &[u32]) -> Event {
     Event::Generated { id: id(number), attempt: attempt(try_number), holder: holder(by), position, tokens: tokens.to_vec() }
 }
@@ -140,11 +144,22 @@ fn a_gap_in_the_positions_costs_the_attempt_and_not_the_answer() {
 #[test]
 fn only_running_queries_are_blamed_for_a_death_and_the_second_one_fails_them() {
     let mut ledger = ledger();
-    ledger.feed(0, [room(1, 1), Event::Asked(asked(1)), Event::Asked(asked(2)), held(1, 1, "a", true), held(2, 1, "a", false)]);
+    ledger.feed(
+        0,
+        [
+            room(1, 1),
+            Event::Asked(asked(1)),
+            Event::Asked(asked(2)),
+            held(1, 1, "a", true),
+            progressed(1, 1, "a"),
+            held(2, 1, "a", false),
+        ],
+    );
     ledger.feed(1, [room(2, 0), Event::HolderLost { stream: holder("a").stream }]);
     assert!(ledger.delivered(&id(1), 1).unwrap().2, "the one that ran now runs alone");
     assert!(!ledger.delivered(&id(2), 1).unwrap().2, "the one that was queued is innocent");
-    let actions = ledger.feed(2, [held(1, 2, "b", true), Event::HolderLost { stream: holder("b").stream }]);
+    let actions =
+        ledger.feed(2, [held(1, 2, "b", true), progressed(1, 2, "b"), Event::HolderLost { stream: holder("b").stream }]);
     assert_eq!(failure(&actions), Some(&Failure::Poison));
 }
 
@@ -162,8 +177,7 @@ fn a_deadline_ends_a_query_wherever_it_is() {
 fn a_running_query_without_progress_is_taken_from_its_holder() {
     let mut ledger = ledger();
     ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
-    let progress = Event::Progressed { id: id(1), attempt: attempt(1), holder: holder("a") };
-    assert!(ledger.feed(20 * SECOND, [progress, Event::Tick]).is_empty());
+    assert!(ledger.feed(20 * SECOND, [progressed(1, 1, "a"), Event::Tick]).is_empty());
     let actions = ledger.feed(50 * SECOND, [Event::Tick]);
     assert!(matches!(actions[0], Action::Cancel { .. }));
     assert_eq!(sent(&actions), [(id(1), 2)]);
@@ -202,7 +216,7 @@ fn an_older_query_in_a_queue_goes_before_a_younger_one_in_the_lanes() {
 fn a_refused_query_waits_for_fresh_numbers_instead_of_going_in_circles() {
     let mut ledger = ledger();
     ledger.feed(0, [room(1, 1), Event::Asked(asked(1))]);
-    let refused = Event::Refused { id: id(1), attempt: attempt(1), holder: holder("a"), busy: true, trail: Vec::new() };
+    let refused = Event::Refused { id: id(1), attempt: attempt(1), holder: holder("a"), fault: Fault::Busy, trail: Vec::new() };
     assert!(ledger.feed(1, [refused]).is_empty());
     assert_eq!(sent(&ledger.feed(2, [room(1, 0)])), [(id(1), 2)]);
 }
@@ -245,4 +259,64 @@ fn the_classic_rule_keeps_nothing_back() {
     let mut ledger = Ledger::new(Settings { eager: true, ..ledger().settings.clone() });
     let actions = ledger.feed(0, [Event::Asked(asked(1)), Event::Asked(asked(2))]);
     assert_eq!(sent(&actions), [(id(1), 1), (id(2), 1)]);
+}
+
+#[test]
+fn a_query_that_only_waits_in_an_engine_that_gets_on_is_neither_hung_nor_blamed() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), Event::Asked(asked(2)), held(1, 1, "a", true), held(2, 1, "a", true)]);
+    for second in 1..100 {
+        let progress = generated(1, 1, "a", second as u32 - 1, &[7]);
+        assert_eq!(ledger.feed(second * SECOND, [progress, Event::Tick]), [Action::Deliver { id: id(1) }]);
+    }
+    ledger.feed(100 * SECOND, [Event::HolderLost { stream: holder("a").stream }]);
+    assert!(!ledger.delivered(&id(2), 0).unwrap().2);
+}
+
+#[test]
+fn a_stream_that_breaks_and_comes_back_is_no_death() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true), generated(1, 1, "a", 0, &[7])]);
+    ledger.feed(1, [Event::HolderLost { stream: holder("a").stream }]);
+    assert!(ledger.delivered(&id(1), 1).unwrap().2);
+    let again = Holder { stream: 99, ..holder("a") };
+    let held = Event::Held { id: id(1), attempt: attempt(1), holder: again, running: true, trail: Vec::new() };
+    assert_eq!(ledger.feed(2, [held]), [Action::Cancel { stream: 99, id: id(1), attempt: attempt(1) }]);
+    assert!(!ledger.delivered(&id(1), 2).unwrap().2, "the node lives, so its queries killed nobody");
+}
+
+#[test]
+fn an_engine_that_fails_with_a_batch_ends_nobodys_answer_the_first_time() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
+    let failed = |number, by: &str| Event::Refused {
+        id: id(1),
+        attempt: attempt(number),
+        holder: holder(by),
+        fault: Fault::Engine,
+        trail: Vec::new(),
+    };
+    assert_eq!(sent(&ledger.feed(1, [failed(1, "a")])), [(id(1), 2)]);
+    let actions = ledger.feed(2, [held(1, 2, "b", true), failed(2, "b")]);
+    assert_eq!(failure(&actions), Some(&Failure::Poison));
+}
+
+#[test]
+fn a_long_wait_in_a_full_tree_is_no_reason_to_fail_when_its_nodes_blink() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(0, 0), Event::Asked(asked(1))]);
+    for second in 1..60 {
+        assert!(ledger.feed(second * SECOND, [Event::Tick]).is_empty());
+    }
+    assert!(ledger.feed(60 * SECOND, [Event::Room(Vec::new()), Event::Tick]).is_empty());
+    assert_eq!(sent(&ledger.feed(61 * SECOND, [room(1, 0)])), [(id(1), 1)]);
+}
+
+#[test]
+fn a_query_that_was_asked_twice_is_not_ambiguous() {
+    let mut ledger = ledger();
+    for now in 0..2 {
+        ledger.feed(now, [room(1, 0), Event::Asked(asked(1)), Event::ClientLeft { id: id(1) }]);
+    }
+    assert_eq!(ledger.ids_with_prefix("0000"), [id(1)]);
 }

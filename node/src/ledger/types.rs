@@ -118,8 +118,8 @@ pub enum Event {
         attempt: Attempt,
         /// Who.
         holder: Holder,
-        /// It has no place for it; else the query itself is at fault.
-        busy: bool,
+        /// Whose fault it is.
+        fault: Fault,
         /// The way that it came.
         trail: Vec<Hop>,
     },
@@ -209,6 +209,18 @@ pub enum Action {
     },
 }
 
+/// Why a node won't run a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// It has no place for it.
+    Busy,
+    /// The query can't be served anywhere.
+    Query,
+    /// The engine failed with the query in it, perhaps because of a neighbour.
+    Engine,
+}
+
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
@@ -224,7 +236,7 @@ pub enum Failure {
     },
     /// Its time is over.
     Deadline,
-    /// Nodes died while they ran it.
+    /// Nodes died or failed while they ran it.
     Poison,
     /// The holder said why, in the message at hand.
     Holder,

@@ -28,7 +28,7 @@ fn id(number: u128) -> QueryId {
 
 fn ask(number: u128) -> Event {
     let attempt = Attempt { epoch: 1, number: 1 };
-    Event::Arrived(Ticket { id: id(number), attempt, model: "m".into(), prefer: None, hops: 0 })
+    Event::Arrived(Ticket { id: id(number), attempt, model: "m".into(), prefer: None, hops: 0, alone: false, avoid: None })
 }
 
 fn capacity(model: &str, room: u32, queue: u32, slots: u32) -> Vec<Capacity> {
@@ -220,4 +220,53 @@ fn a_query_that_goes_in_circles_is_stopped() {
     let Event::Arrived(ticket) = ask(1) else { unreachable!() };
     let done = leaf.feed([Event::Arrived(Ticket { hops: HOPS_MAX, ..ticket })]);
     assert_eq!(done, [Action::Refuse { id: id(1), because: Because::Hops }]);
+}
+
+fn with(event: Event, change: impl FnOnce(&mut Ticket)) -> Event {
+    let Event::Arrived(mut ticket) = event else { return event };
+    change(&mut ticket);
+    Event::Arrived(ticket)
+}
+
+#[test]
+fn a_query_that_runs_alone_waits_for_an_empty_engine_and_keeps_others_out() {
+    let mut leaf = leaf(2, 2);
+    let alone = with(ask(2), |ticket| ticket.alone = true);
+    assert_eq!(leaf.feed([ask(1), alone, ask(3)])[1..], [Action::Queue { id: id(2) }, Action::Queue { id: id(3) }]);
+    assert_eq!(leaf.feed([Event::Ended { id: id(1) }]), [Action::Execute { id: id(2) }]);
+    assert_eq!(leaf.capacity()[0].room, 0);
+    assert_eq!(leaf.feed([Event::Ended { id: id(2) }]), [Action::Execute { id: id(3) }]);
+}
+
+#[test]
+fn those_behind_a_query_that_was_to_run_alone_start_when_it_is_cancelled() {
+    let mut leaf = leaf(2, 2);
+    leaf.feed([ask(1), with(ask(2), |ticket| ticket.alone = true), ask(3)]);
+    let attempt = Attempt { epoch: 1, number: 1 };
+    let done = leaf.feed([Event::Cancelled { id: id(2), attempt }]);
+    assert_eq!(done, [Action::Drop { id: id(2) }, Action::Execute { id: id(3) }]);
+}
+
+#[test]
+fn the_child_that_let_the_last_attempt_vanish_gets_the_next_only_if_there_is_no_other() {
+    let avoiding = |number| with(ask(number), |ticket| ticket.avoid = Some(name("a")));
+    let mut root = root(Routing::RoundRobin).with_child("a", 0, capacity("m", 9, 9, 9));
+    assert_eq!(to(&root.feed([avoiding(1)])), [("a", Choice::Room)]);
+    let mut root = root.with_child("b", 0, capacity("m", 0, 0, 1));
+    assert_eq!(to(&root.feed([avoiding(2)])), [("b", Choice::Turn)]);
+}
+
+#[test]
+fn an_older_attempt_that_arrives_late_does_not_displace_a_newer_one() {
+    let mut leaf = leaf(1, 1);
+    let newer = with(ask(2), |ticket| ticket.attempt.number = 2);
+    let done = leaf.feed([ask(1), newer, ask(2)]);
+    assert_eq!(done[2], Action::Refuse { id: id(2), because: Because::Held });
+    assert_eq!(leaf.queued(), 1);
+}
+
+#[test]
+fn a_query_for_any_model_runs_anywhere() {
+    let mut leaf = leaf(1, 1);
+    assert_eq!(leaf.feed([with(ask(1), |ticket| ticket.model = "".into())]), [Action::Execute { id: id(1) }]);
 }

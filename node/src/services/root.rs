@@ -15,11 +15,12 @@ use crate::core::{self, AnswerStream, Ask, Handle, HolderLink, Input};
 pub(crate) struct RootService {
     core: Handle,
     streams: AtomicU64,
+    asks: AtomicU64,
 }
 
 impl RootService {
     pub(crate) fn new(core: Handle) -> Self {
-        RootService { core, streams: AtomicU64::new(0) }
+        RootService { core, streams: AtomicU64::new(0), asks: AtomicU64::new(0) }
     }
 }
 
@@ -33,9 +34,10 @@ impl Root for RootService {
         let id = id.ok_or_else(|| Status::invalid_argument("the header has no 16-byte id"))?;
         let (to, from) = mpsc::unbounded_channel();
         let read = Arc::new(AtomicU64::new(0));
-        let ask = Ask { question, to, read: read.clone() };
+        let serial = self.asks.fetch_add(1, Ordering::Relaxed);
+        let ask = Ask { question, serial, to, read: read.clone() };
         self.core.tell(Input::Ask(ask)).await.map_err(|_| stopping())?;
-        Ok(Response::new(self.core.answers(id, from, read)))
+        Ok(Response::new(self.core.answers(id, serial, from, read)))
     }
 
     type DeliverStream = futures::stream::BoxStream<'static, Result<v1::Control, Status>>;

@@ -10,29 +10,14 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::core::{self, ChildLink, Handle, Input};
 
 pub(crate) struct TreeService {
-    pub(crate) name: NodeName,
     pub(crate) cluster: NodeName,
     pub(crate) core: Handle,
     links: AtomicU64,
 }
 
 impl TreeService {
-    pub(crate) fn new(name: NodeName, cluster: NodeName, core: Handle) -> Self {
-        TreeService { name, cluster, core, links: AtomicU64::new(0) }
-    }
-
-    /// Why this child can't be had, if it can't.
-    async fn objection(&self, hello: &v1::Hello) -> Option<String> {
-        if hello.cluster != self.cluster.as_str() {
-            return Some(format!("{} belongs to the cluster {}, not to {}", self.name, self.cluster, hello.cluster));
-        }
-        if hello.name == self.name.as_str() {
-            return Some(format!("{} can't be its own parent", self.name));
-        }
-        let ancestry = self.core.request(Input::Snapshot).await.ok()?.ancestry;
-        ancestry
-            .contains(&hello.name)
-            .then(|| format!("{} is above {}, so attaching would close a circle", hello.name, self.name))
+    pub(crate) fn new(cluster: NodeName, core: Handle) -> Self {
+        TreeService { cluster, core, links: AtomicU64::new(0) }
     }
 }
 
@@ -48,9 +33,11 @@ impl Tree for TreeService {
         };
         let name: NodeName =
             hello.name.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
-        if let Some(message) = self.objection(&hello).await {
-            let rejected = v1::Down { kind: Some(v1::down::Kind::Rejected(v1::Rejected { message })) };
-            return Ok(Response::new(Box::pin(futures::stream::iter([Ok(rejected)]))));
+        if hello.cluster != self.cluster.as_str() {
+            return Err(Status::failed_precondition(format!(
+                "it belongs to the cluster {}, not to {}",
+                self.cluster, hello.cluster
+            )));
         }
         let link = self.links.fetch_add(1, Ordering::Relaxed) + 1;
         let (to, outbox) = mpsc::channel(core::OUTBOX);
