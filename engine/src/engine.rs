@@ -6,6 +6,7 @@ use std::thread;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
+use crate::admission::Admissions;
 use crate::kernels::Pool;
 use crate::local::Local;
 use crate::runner::{self, Backend, Command, STEPS_WAITING};
@@ -97,8 +98,15 @@ struct Shared {
     /// Unbounded, so that `submit` never blocks: the node bounds what it submits, and a command is small.
     commands: commands::Sender<Command>,
     stop: watch::Sender<bool>,
-    /// Closed when the engine's thread has ended.
+    /// Closed when the engine's threads have ended.
     ended: watch::Receiver<()>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The admission thread can reach the engine's too, which therefore does not see by itself that nobody else can.
+        let _ = self.commands.send(Command::Stop);
+    }
 }
 
 impl Engine {
@@ -119,7 +127,8 @@ impl Engine {
         let scheduler = Scheduler::new(limits, options.recording);
         let info = model.info(batch_max);
         info!(model = info.model, dtype = info.dtype, device = info.device, threads, pages, "the engine starts");
-        spawn(info, Local::new(model, cache, pool), scheduler).map_err(StartError::Thread)
+        let backend = Local::new(Arc::clone(&model), cache, pool);
+        spawn(info, backend, model, scheduler, watch::channel(false).0).map_err(StartError::Thread)
     }
 
     /// Starts an engine without weights: the same handle, channel, scheduler and batching, and a text from nowhere.
@@ -132,8 +141,9 @@ impl Engine {
         let scheduler = Scheduler::new(limits, options.recording.clone());
         let info = options.info();
         let (stop, stopping) = watch::channel(false);
-        let backend = fake::Fake::new(options, stopping);
-        spawn_with(info, backend, scheduler, stop).expect("the operating system gives a thread for a test's engine")
+        let language = Arc::new(fake::Words::new(&options));
+        let backend = fake::Fake::new(&options, stopping);
+        spawn(info, backend, language, scheduler, stop).expect("the operating system gives a thread for a test's engine")
     }
 
     /// What it serves.
@@ -141,7 +151,7 @@ impl Engine {
         &self.shared.info
     }
 
-    /// Adds a sequence. Never blocks; the caller bounds how many it submits. After `stop`, nothing comes of it.
+    /// Adds a sequence. Never blocks: prompts are read on a thread of the engine's. The caller bounds how many it submits. After `stop`, nothing comes of it.
     pub fn submit(&self, request: Request) {
         // A stopped engine says nothing more about anything: its channel of steps is closed, which the caller sees.
         let _ = self.shared.commands.send(Command::Submit(Box::new(request)));
@@ -165,14 +175,7 @@ impl Engine {
 fn spawn<B: Backend + Send + 'static>(
     info: Info,
     backend: B,
-    scheduler: Scheduler,
-) -> Result<(Engine, mpsc::Receiver<Step>), std::io::Error> {
-    spawn_with(info, backend, scheduler, watch::channel(false).0)
-}
-
-fn spawn_with<B: Backend + Send + 'static>(
-    info: Info,
-    backend: B,
+    language: Arc<B::Language>,
     scheduler: Scheduler,
     stop: watch::Sender<bool>,
 ) -> Result<(Engine, mpsc::Receiver<Step>), std::io::Error> {
@@ -180,8 +183,14 @@ fn spawn_with<B: Backend + Send + 'static>(
     let (step, steps) = mpsc::channel(STEPS_WAITING);
     let (alive, ended) = watch::channel(());
     let stopping = stop.subscribe();
+    let bell = command.clone();
+    let admissions = Admissions::start(Arc::clone(&language), move || {
+        // An engine that has ended hears no more of it.
+        let _ = bell.send(Command::Admitted);
+    })?;
     thread::Builder::new().name("engine".into()).spawn(move || {
-        runner::run(backend, scheduler, &commands, step, stopping);
+        runner::run(backend, &*language, admissions, scheduler, &commands, step, stopping);
+        drop(language);
         drop(alive);
     })?;
     Ok((Engine { shared: Arc::new(Shared { info, commands: command, stop, ended }) }, steps))

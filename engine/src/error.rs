@@ -77,6 +77,21 @@ pub enum LoadError {
         /// What they should be.
         want: Vec<usize>,
     },
+    /// A tensor holds what is no number, and nothing but noise would come of it.
+    #[error(
+        "tensor {name} in {folder} is {value} at element {element}: the checkpoint is damaged, or of a training that diverged; \
+         fetch it again, or take an earlier one"
+    )]
+    NotFinite {
+        /// The model's folder.
+        folder: String,
+        /// The tensor.
+        name: String,
+        /// The first that is no number, counted in the order in which they are stored.
+        element: usize,
+        /// NaN, or an infinity: as f32.
+        value: f32,
+    },
     /// The tokenizer's files make no tokenizer.
     #[error("{path} is no tokenizer that this version can use")]
     Tokenizer {

@@ -5,6 +5,7 @@
 //! `[[count N]]` answers with the numbers from 1 to N, `[[fail]]` makes the step fail that computes the prompt, `[[panic]]`
 //! makes it panic, and `[[abort]]` ends the whole process with it.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::engine::Info;
-use crate::runner::{Backend, Drawn, Item};
+use crate::language::{Language, Reading};
+use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::scheduler::{Limits, Recording};
 use crate::text::{first_stop, may_become_stop};
 use crate::{Prompt, Refusal, Request, TokenLogprob, admission};
@@ -106,8 +108,21 @@ impl Options {
     }
 }
 
+/// The made-up language.
+pub(crate) struct Words {
+    context: u32,
+    tokens_default: u32,
+}
+
+impl Words {
+    pub(crate) fn new(options: &Options) -> Words {
+        Words { context: options.context, tokens_default: options.tokens_default }
+    }
+}
+
 pub(crate) struct Fake {
-    options: Options,
+    token_time: Duration,
+    prefill_time: Duration,
     stopping: watch::Receiver<bool>,
     /// When the step in progress would end if every step took exactly its time.
     due: Instant,
@@ -134,8 +149,8 @@ enum Failpoint {
 }
 
 impl Fake {
-    pub(crate) fn new(options: Options, stopping: watch::Receiver<bool>) -> Fake {
-        Fake { options, stopping, due: Instant::now() }
+    pub(crate) fn new(options: &Options, stopping: watch::Receiver<bool>) -> Fake {
+        Fake { token_time: options.token_time, prefill_time: options.prefill_time, stopping, due: Instant::now() }
     }
 
     /// Lets a step's time pass, unless the engine is to stop.
@@ -156,85 +171,58 @@ impl Fake {
     }
 }
 
-impl Backend for Fake {
+impl Language for Words {
     type State = State;
 
     fn context(&self) -> u32 {
-        self.options.context
+        self.context
     }
 
     fn vocabulary(&self) -> usize {
         VOCABULARY as usize
     }
 
-    fn admit(&mut self, request: &Request) -> Result<(Vec<u32>, State), Refusal> {
-        let mut prompt = String::new();
+    fn read<'a>(&self, request: &'a Request) -> Result<Reading<'a>, Refusal> {
+        // A word may be of any length.
+        let extent = admission::Extent::new(self.context, None, request.max_tokens);
         let mut tokens = Vec::new();
-        match &request.prompt {
-            Prompt::Text(text) => prompt.push_str(text),
+        let text = match &request.prompt {
+            Prompt::Text(text) => Cow::Borrowed(text.as_str()),
             Prompt::Chat(messages) => {
-                for message in messages {
-                    prompt.push_str(&message.role);
-                    prompt.push_str(": ");
-                    prompt.push_str(&message.content);
-                    prompt.push('\n');
-                }
+                extent.check_chat(messages)?;
+                Cow::Owned(messages.iter().map(|message| format!("{}: {}\n", message.role, message.content)).collect())
             }
             Prompt::Tokens(ids) => {
+                admission::room(self.context, ids.len(), request.max_tokens)?;
                 admission::check_prompt(ids, VOCABULARY as usize)?;
                 tokens.clone_from(ids);
+                Cow::Borrowed("")
             }
-        }
-        tokens.extend(prompt.split_whitespace().map(|word| 1 + hash(&[word.as_bytes()]) as u32 % (NUMBERS - 1)));
+        };
+        extent.check_text(text.len())?;
+        tokens.extend(text.split_whitespace().map(|word| 1 + hash(&[word.as_bytes()]) as u32 % (NUMBERS - 1)));
         if tokens.is_empty() {
             tokens.push(END);
         }
+        Ok(Reading { text, tokens, stop: Vec::new() })
+    }
+
+    fn begin(&self, request: &Request, reading: &Reading<'_>) -> State {
+        let Reading { text, tokens, .. } = reading;
         let ids: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        let count = marker(&prompt, "[[count ").and_then(|rest| rest.split("]]").next()?.trim().parse::<u32>().ok());
+        let count = marker(text, "[[count ").and_then(|rest| rest.split("]]").next()?.trim().parse::<u32>().ok());
         let failpoint = [("[[fail]]", Failpoint::Fail), ("[[panic]]", Failpoint::Panic), ("[[abort]]", Failpoint::Abort)]
             .into_iter()
-            .find_map(|(text, failpoint)| prompt.contains(text).then_some(failpoint));
-        let state = State {
-            key: hash(&[prompt.as_bytes(), &ids, &request.sampling.seed.to_le_bytes()]),
-            length: count.unwrap_or(self.options.tokens_default),
+            .find_map(|(marker, failpoint)| text.contains(marker).then_some(failpoint));
+        State {
+            key: hash(&[text.as_bytes(), &ids, &request.sampling.seed.to_le_bytes()]),
+            length: count.unwrap_or(self.tokens_default),
             prompt_tokens: tokens.len(),
             counts: count.is_some(),
             logprobs: request.sampling.logprobs.is_some(),
             failpoint,
             text: Text::new(request.stop.clone()),
-        };
-        Ok((tokens, state))
-    }
-
-    fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Option<Drawn>>, String> {
-        let prompt_tokens: usize =
-            items.iter().map(|item| item.state.prompt_tokens.saturating_sub(item.computed).min(item.count)).sum();
-        let prefill = self.options.prefill_time.saturating_mul(u32::try_from(prompt_tokens).unwrap_or(u32::MAX));
-        self.pass(self.options.token_time.saturating_add(prefill));
-        for item in items.iter() {
-            match item.state.failpoint {
-                None => {}
-                Some(Failpoint::Fail) => return Err("the prompt asked for a failure".into()),
-                Some(Failpoint::Panic) => panic!("the prompt asked for a panic"),
-                Some(Failpoint::Abort) => std::process::abort(),
-            }
         }
-        Ok(items
-            .iter()
-            .map(|item| {
-                item.samples.then(|| {
-                    let position = u32::try_from(item.tokens.len() - item.state.prompt_tokens).unwrap_or(u32::MAX);
-                    let token = item.state.token(position);
-                    let logprob = item.state.logprobs.then(|| TokenLogprob {
-                        token,
-                        bytes: word(token, position == 0).into_bytes(),
-                        logprob: 0.0,
-                        top: Vec::new(),
-                    });
-                    Drawn { token, logprob }
-                })
-            })
-            .collect())
     }
 
     fn accept(&self, _: &mut State, _: u32) {}
@@ -248,12 +236,50 @@ impl Backend for Fake {
         state.text.push(&word(token, first), stops_count)
     }
 
-    fn release(&mut self, state: State) -> String {
+    fn finish(&self, state: State) -> String {
         state.text.held
     }
 }
 
+impl Backend for Fake {
+    type Language = Words;
+
+    fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
+        let prompt_tokens: usize =
+            items.iter().map(|item| item.state.prompt_tokens.saturating_sub(item.computed).min(item.count)).sum();
+        let prefill = self.prefill_time.saturating_mul(u32::try_from(prompt_tokens).unwrap_or(u32::MAX));
+        self.pass(self.token_time.saturating_add(prefill));
+        for item in items.iter() {
+            match item.state.failpoint {
+                None => {}
+                Some(Failpoint::Fail) => return Err("the prompt asked for a failure".into()),
+                Some(Failpoint::Panic) => panic!("the prompt asked for a panic"),
+                Some(Failpoint::Abort) => std::process::abort(),
+            }
+        }
+        Ok(items
+            .iter()
+            .map(|item| if item.samples { Outcome::Drawn(item.state.draw(item.tokens.len())) } else { Outcome::Computed })
+            .collect())
+    }
+
+    fn release(&mut self, _: &mut State) {}
+}
+
 impl State {
+    /// What comes behind so many tokens of prompt and answer.
+    fn draw(&self, tokens: usize) -> Drawn {
+        let position = u32::try_from(tokens - self.prompt_tokens).unwrap_or(u32::MAX);
+        let token = self.token(position);
+        let logprob = self.logprobs.then(|| TokenLogprob {
+            token,
+            bytes: word(token, position == 0).into_bytes(),
+            logprob: 0.0,
+            top: Vec::new(),
+        });
+        Drawn { token, logprob }
+    }
+
     /// The token at a position of the answer.
     fn token(&self, position: u32) -> u32 {
         if position == self.length {

@@ -1,10 +1,12 @@
 //! The model behind the runner: requests to tokens, tokens to logits, logits to tokens, tokens to text.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::kernels::{Pool, Segment};
 use crate::kv::{Cache, Pages};
-use crate::runner::{Backend, Drawn, Item};
+use crate::language::{Language, Reading};
+use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::{Model, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, admission};
 
 /// One engine's part: the weights are shared, the KV pages and the threads are its own.
@@ -27,7 +29,8 @@ struct Draw<'a> {
     position: u32,
     sampler: &'a mut Sampler,
     logits: &'a mut [f32],
-    sampled: Option<Sampled>,
+    /// The token, or why there is none.
+    sampled: Option<Result<Sampled, String>>,
 }
 
 impl Local {
@@ -55,46 +58,82 @@ impl Local {
     }
 }
 
-impl Backend for Local {
+impl Language for Model {
     type State = State;
 
     fn context(&self) -> u32 {
-        self.model.kv_shape().context
+        self.kv_shape().context
     }
 
     fn vocabulary(&self) -> usize {
-        self.model.network.config.vocab_size
+        self.network.config.vocab_size
     }
 
-    fn admit(&mut self, request: &Request) -> Result<(Vec<u32>, State), Refusal> {
-        let mut stop = request.stop.clone();
-        let mut prompt = match &request.prompt {
-            Prompt::Text(text) => self.model.tokenizer.encode(text),
+    fn read<'a>(&self, request: &'a Request) -> Result<Reading<'a>, Refusal> {
+        let context = self.kv_shape().context;
+        let extent = admission::Extent::new(context, self.tokenizer.token_bytes_max(), request.max_tokens);
+        let (text, stop) = match &request.prompt {
+            Prompt::Text(text) => (Cow::Borrowed(text.as_str()), Vec::new()),
             Prompt::Chat(messages) => {
-                let rendered = self.model.template.render(messages)?;
-                stop.extend(rendered.stop);
-                self.model.tokenizer.encode(&rendered.text)
+                extent.check_chat(messages)?;
+                let rendered = self.template.render_within(messages, extent.bytes_max())?;
+                let rendered = rendered.ok_or_else(|| extent.too_long())?;
+                (Cow::Owned(rendered.text), rendered.stop)
             }
             Prompt::Tokens(tokens) => {
+                admission::room(context, tokens.len(), request.max_tokens)?;
                 admission::check_prompt(tokens, self.vocabulary())?;
-                tokens.clone()
+                return Ok(Reading { text: Cow::Borrowed(""), tokens: self.or_begin(tokens.clone()), stop: Vec::new() });
             }
         };
-        if prompt.is_empty() {
-            // Where a text begins, GPT-2 has seen the end of another.
-            prompt.push(self.model.tokenizer.eos().first().copied().unwrap_or(0));
-        }
-        let state = State {
-            prompt_tokens: prompt.len(),
-            sampler: Sampler::new(&request.sampling, &prompt),
-            text: TextStream::new(Arc::clone(&self.model.tokenizer), stop),
-            pages: Pages::default(),
-        };
-        Ok((prompt, state))
+        extent.check_text(text.len())?;
+        let tokens = self.or_begin(self.tokenizer.encode(&text));
+        Ok(Reading { text, tokens, stop })
     }
 
-    fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Option<Drawn>>, String> {
-        let vocabulary = self.vocabulary();
+    fn begin(&self, request: &Request, reading: &Reading<'_>) -> State {
+        let stop = request.stop.iter().chain(&reading.stop).cloned().collect();
+        State {
+            prompt_tokens: reading.tokens.len(),
+            sampler: Sampler::new(&request.sampling, &reading.tokens),
+            text: TextStream::new(Arc::clone(&self.tokenizer), stop),
+            pages: Pages::default(),
+        }
+    }
+
+    fn accept(&self, state: &mut State, token: u32) {
+        state.sampler.accept(token);
+    }
+
+    fn is_end(&self, token: u32) -> bool {
+        self.tokenizer.eos().contains(&token)
+    }
+
+    fn push(&self, state: &mut State, token: u32, stops_count: bool) -> (String, bool) {
+        let pushed = state.text.push(token, stops_count);
+        (pushed.text, pushed.stopped)
+    }
+
+    fn finish(&self, state: State) -> String {
+        state.text.finish()
+    }
+}
+
+impl Model {
+    /// Where a text begins, GPT-2 has seen the end of another.
+    fn or_begin(&self, mut prompt: Vec<u32>) -> Vec<u32> {
+        if prompt.is_empty() {
+            prompt.push(self.tokenizer.eos().first().copied().unwrap_or(0));
+        }
+        prompt
+    }
+}
+
+impl Backend for Local {
+    type Language = Model;
+
+    fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
+        let vocabulary = self.model.vocabulary();
         let mut logits = self.forward(items).map_err(|error| error.to_string())?;
         // Drawing from 50,000 logits takes tens of microseconds, and rows are independent: each is a task.
         let mut rows = logits.chunks_exact_mut(vocabulary);
@@ -109,32 +148,37 @@ impl Backend for Local {
             .collect();
         self.pool.run(draws.len(), &|draw| {
             // Nobody else has this task, so the lock is free; it is there for the compiler.
-            let draw = &mut *draws[draw].lock().unwrap_or_else(PoisonError::into_inner);
-            draw.sampled = Some(draw.sampler.sample(draw.position, draw.logits));
+            draws[draw].lock().unwrap_or_else(PoisonError::into_inner).draw();
         });
-        let sampled: Vec<Option<Sampled>> =
+        let sampled: Vec<_> =
             draws.into_iter().map(|draw| draw.into_inner().unwrap_or_else(PoisonError::into_inner).sampled).collect();
         let mut sampled = sampled.into_iter();
-        let drawn = |item: &Item<'_, State>| if item.samples { sampled.next().flatten() } else { None };
-        Ok(items.iter().map(drawn).map(|sampled| sampled.map(|sampled| self.drawn(sampled))).collect())
+        let outcome = |item: &Item<'_, State>| match if item.samples { sampled.next().flatten() } else { None } {
+            Some(Ok(sampled)) => Outcome::Drawn(self.drawn(sampled)),
+            Some(Err(cause)) => Outcome::Failed(cause),
+            None => Outcome::Computed,
+        };
+        Ok(items.iter().map(outcome).collect())
     }
 
-    fn accept(&self, state: &mut State, token: u32) {
-        state.sampler.accept(token);
+    fn release(&mut self, state: &mut State) {
+        self.cache.release(std::mem::take(&mut state.pages));
     }
+}
 
-    fn is_end(&self, token: u32) -> bool {
-        self.model.tokenizer.eos().contains(&token)
-    }
-
-    fn push(&self, state: &mut State, token: u32, stops_count: bool) -> (String, bool) {
-        let pushed = state.text.push(token, stops_count);
-        (pushed.text, pushed.stopped)
-    }
-
-    fn release(&mut self, state: State) -> String {
-        self.cache.release(state.pages);
-        state.text.finish()
+impl Draw<'_> {
+    /// Draws, unless the logits are no numbers to draw by: any token would then be a lie.
+    fn draw(&mut self) {
+        let broken = self.logits.iter().filter(|logit| !logit.is_finite()).count();
+        self.sampled = Some(if broken == 0 {
+            Ok(self.sampler.sample(self.position, self.logits))
+        } else {
+            let all = self.logits.len();
+            Err(format!(
+                "{broken} of the model's {all} logits are not finite: its weights are damaged, or too large for f32; fetch the \
+                 checkpoint again, or serve another one"
+            ))
+        });
     }
 }
 

@@ -55,7 +55,8 @@ pub struct Message {
 /// neighbours or on where it was interrupted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// 0: greedy.
+    /// 0: greedy, and so is everything below 1e-5: logits divided by less leave the range of f32, and what they would
+    /// choose between is nothing but rounding.
     pub temperature: f32,
     /// Nucleus: the smallest set of tokens with at least this probability; 1: off.
     pub top_p: f32,
@@ -222,7 +223,9 @@ pub enum Refusal {
     TooLong {
         /// Tokens of the context.
         limit: u32,
-        /// Tokens of the prompt, and of the completion where one was asked for.
+        /// Tokens of the prompt, and of the completion where one was asked for. Of a text so long that it can't fit whatever
+        /// it says, nobody counts them: then it is the least that it can have, by the longest token of the vocabulary (and
+        /// for a conversation, as if its template left out seven bytes of eight).
         got: u32,
     },
     /// A parameter makes no sense to this model.

@@ -1,7 +1,7 @@
 //! The engine thread: takes commands, asks the scheduler, computes steps, tells the news.
 //!
-//! Owns every sequence between its submission and its end. What a token is and how it is computed is the backend's:
-//! the model's or the fake's.
+//! Owns every sequence between its submission and its end. What a token means is the language's, how it is computed the
+//! backend's: the model's or the fake's. Requests of any length are read on a thread beside this one.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,50 +10,45 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
 
+use crate::admission::{self, Admissions, Admitted};
+use crate::language::Language;
 use crate::scheduler::{Event, Scheduler, Work};
-use crate::{FinishReason, Output, Refusal, Request, SequenceId, Step, TokenLogprob, Usage, admission};
+use crate::sequence::{End, Sequence};
+use crate::{Output, Refusal, Request, SequenceId, Step, TokenLogprob};
 
 /// Steps that may wait for their reader. A reader that the operating system delays by some milliseconds costs nothing,
 /// and one that stopped reading stops the engine before much is computed for nobody.
 pub(crate) const STEPS_WAITING: usize = 64;
 
+/// Bytes of requests that the engine thread reads itself between two steps; what is more goes to the admission thread. A
+/// tokenizer takes some hundred microseconds for them, about what waking another thread costs on a busy machine, and a small
+/// part of a step: a batch hardly waits, and a short question that comes alone gets its first token without a detour.
+const READ_HERE_MAX: usize = 1024;
+
 /// What a handle says to its engine thread.
 #[derive(Debug)]
 pub(crate) enum Command {
     Submit(Box<Request>),
+    /// From the admission thread: it has read a request.
+    Admitted,
     Cancel(SequenceId),
+    /// Also from the last handle, when it is dropped.
     Stop,
 }
 
 /// Computes what the runner decides: the model, or the fake.
 pub(crate) trait Backend {
-    /// What a sequence needs between steps: its sampler, its text, its KV pages.
-    type State;
+    /// What its tokens mean.
+    type Language: Language;
 
-    /// Tokens of a prompt and its answer together.
-    fn context(&self) -> u32;
+    /// One forward pass: what came of each item. An error fails all of them.
+    fn compute(&mut self, items: &mut [Item<'_, State<Self>>]) -> Result<Vec<Outcome>, String>;
 
-    /// Number of token ids.
-    fn vocabulary(&self) -> usize;
-
-    /// The prompt's tokens (at least one), and the state of a sequence that has generated nothing yet.
-    fn admit(&mut self, request: &Request) -> Result<(Vec<u32>, Self::State), Refusal>;
-
-    /// One forward pass; a token for each item that samples. An error fails all items.
-    fn compute(&mut self, items: &mut [Item<'_, Self::State>]) -> Result<Vec<Option<Drawn>>, String>;
-
-    /// The sequence goes on behind a token that an earlier attempt drew.
-    fn accept(&self, state: &mut Self::State, token: u32);
-
-    /// Whether a token ends the text.
-    fn is_end(&self, token: u32) -> bool;
-
-    /// The text that a token adds, and whether a stop string is complete.
-    fn push(&self, state: &mut Self::State, token: u32, stops_count: bool) -> (String, bool);
-
-    /// The sequence has ended: frees what it holds, and gives the text that was held back.
-    fn release(&mut self, state: Self::State) -> String;
+    /// The sequence has ended: frees the KV pages that it holds.
+    fn release(&mut self, state: &mut State<Self>);
 }
+
+type State<B> = <<B as Backend>::Language as Language>::State;
 
 /// A sequence's part in a forward pass.
 pub(crate) struct Item<'a, S> {
@@ -74,28 +69,35 @@ pub(crate) struct Drawn {
     pub(crate) logprob: Option<TokenLogprob>,
 }
 
-/// A sequence between its submission and its end.
-struct Sequence<S> {
-    tokens: Vec<u32>,
-    prompt_tokens: usize,
-    computed: usize,
-    /// Completion tokens that it may have.
-    tokens_max: usize,
-    /// What the client asked for: a fact about the request that shapes every token.
-    min_tokens: usize,
-    ignore_eos: bool,
-    state: S,
+/// What a step did for one of its items.
+pub(crate) enum Outcome {
+    /// A chunk of its prompt is computed.
+    Computed,
+    /// It has a token more.
+    Drawn(Drawn),
+    /// It can't go on, and the others can.
+    Failed(String),
 }
 
-/// Runs until it is told to stop, or until nobody can reach it or hear it any more.
+/// Runs until it is told to stop, or until nobody can hear it any more.
 pub(crate) fn run<B: Backend>(
     mut backend: B,
+    language: &B::Language,
+    admissions: Admissions<B::Language>,
     scheduler: Scheduler,
     commands: &Receiver<Command>,
     steps: mpsc::Sender<Step>,
     stop: watch::Receiver<bool>,
 ) {
-    let mut runner = Runner { backend: &mut backend, scheduler, sequences: HashMap::new(), outputs: Vec::new() };
+    let mut runner = Runner {
+        backend: &mut backend,
+        language,
+        admissions,
+        scheduler,
+        sequences: HashMap::new(),
+        outputs: Vec::new(),
+        read_here: 0,
+    };
     while runner.listen(commands) {
         runner.step();
         let outputs = std::mem::take(&mut runner.outputs);
@@ -137,15 +139,20 @@ fn send(steps: &mpsc::Sender<Step>, step: Step, stop: &watch::Receiver<bool>) ->
 
 struct Runner<'a, B: Backend> {
     backend: &'a mut B,
+    language: &'a B::Language,
+    admissions: Admissions<B::Language>,
     scheduler: Scheduler,
-    sequences: HashMap<SequenceId, Sequence<B::State>>,
+    sequences: HashMap<SequenceId, Sequence<B::Language>>,
     /// News that no step has carried away yet.
     outputs: Vec<Output>,
+    /// Bytes of requests that were read on this thread since the last step.
+    read_here: usize,
 }
 
 impl<B: Backend> Runner<'_, B> {
     /// Takes all commands; waits for one where there is nothing to do. False: it is over.
     fn listen(&mut self, commands: &Receiver<Command>) -> bool {
+        self.read_here = 0;
         if self.scheduler.is_idle() && self.outputs.is_empty() {
             match commands.recv() {
                 Ok(command) => {
@@ -171,9 +178,16 @@ impl<B: Backend> Runner<'_, B> {
 
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit(request) => self.submit(&request),
+            Command::Submit(request) => self.submit(request),
+            Command::Admitted => {
+                if let Some((id, admitted)) = self.admissions.next() {
+                    self.enter(id, admitted);
+                }
+            }
             Command::Cancel(id) => {
-                if self.scheduler.feed(Event::Cancelled { id }) {
+                if self.admissions.cancel(id) {
+                    self.outputs.push(Output::Cancelled { id });
+                } else if self.scheduler.feed(Event::Cancelled { id }) {
                     self.forget(id);
                     self.outputs.push(Output::Cancelled { id });
                 }
@@ -183,104 +197,56 @@ impl<B: Backend> Runner<'_, B> {
         true
     }
 
-    fn submit(&mut self, request: &Request) {
+    fn submit(&mut self, request: Box<Request>) {
         let id = request.id;
-        if self.sequences.contains_key(&id) {
+        if self.sequences.contains_key(&id) || self.admissions.knows(id) {
             warn!(sequence = id.0, "an id came twice, and the second request is dropped");
             return;
         }
-        let admitted = catch_unwind(AssertUnwindSafe(|| self.admit(request)))
-            .unwrap_or_else(|panic| Err(Refusal::Engine(panic_text(panic.as_ref()))));
-        match admitted {
-            Ok(None) => {}
-            Ok(Some(sequence)) => {
-                let event = Event::Submitted {
-                    id,
-                    prompt_tokens: u32::try_from(sequence.tokens.len()).unwrap_or(u32::MAX),
-                    tokens_max: u32::try_from(sequence.prompt_tokens + sequence.tokens_max).unwrap_or(u32::MAX),
-                    alone: request.alone,
-                };
-                if self.scheduler.feed(event) {
-                    self.sequences.insert(id, sequence);
-                } else {
-                    // `start` sees to it that a whole context fits, so only a wrong bound gets here.
-                    self.backend.release(sequence.state);
-                    let text = "the sequence needs more KV memory than the engine has".to_owned();
-                    self.outputs.push(Output::Refused { id, refusal: Refusal::Engine(text) });
-                }
-            }
-            Err(refusal) => {
-                debug!(sequence = id.0, %refusal, "refused");
-                self.outputs.push(Output::Refused { id, refusal });
-            }
+        let bytes = admission::bytes(&request);
+        // Nobody overtakes those who are being admitted.
+        if self.admissions.is_empty() && self.read_here + bytes <= READ_HERE_MAX {
+            self.read_here += bytes;
+            let admitted = admission::admit(self.language, &request);
+            self.enter(id, admitted);
+        } else if let Err(admission::Full) = self.admissions.push(request) {
+            self.refuse(id, Refusal::Engine("too many requests wait to be read; submit them as others end".to_owned()));
         }
     }
 
-    /// `None`: what an earlier attempt generated was the whole answer, and it is finished.
-    fn admit(&mut self, request: &Request) -> Result<Option<Sequence<B::State>>, Refusal> {
-        admission::check(request, self.backend.vocabulary())?;
-        let (prompt, state) = self.backend.admit(request)?;
-        let prompt_tokens = prompt.len();
-        let tokens_max = match admission::room(self.backend.context(), prompt_tokens, request.max_tokens) {
-            Ok(room) => room as usize,
-            Err(refusal) => {
-                self.backend.release(state);
-                return Err(refusal);
-            }
+    /// A request was read: it waits for its slot, or has ended already.
+    fn enter(&mut self, id: SequenceId, admitted: Result<Admitted<B::Language>, Refusal>) {
+        let Admitted { sequence, end } = match admitted {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse(id, refusal),
         };
-        let mut sequence = Sequence {
-            tokens: prompt,
-            prompt_tokens,
-            computed: 0,
-            tokens_max,
-            min_tokens: request.min_tokens as usize,
-            ignore_eos: request.ignore_eos,
-            state,
+        if let Some(end) = end {
+            return self.finish(id, sequence, end);
+        }
+        let event = Event::Submitted {
+            id,
+            prompt_tokens: u32::try_from(sequence.tokens.len()).unwrap_or(u32::MAX),
+            tokens_max: u32::try_from(sequence.prompt_tokens + sequence.tokens_max).unwrap_or(u32::MAX),
+            alone: sequence.alone,
         };
-        if sequence.tokens_max == 0 {
-            self.finish(request.id, sequence, FinishReason::Length, false);
-            return Ok(None);
-        }
-        for token in &request.resume {
-            // The text of these tokens went out with the earlier attempt.
-            let (_, end) = self.take(&mut sequence, *token);
-            self.backend.accept(&mut sequence.state, *token);
-            if let Some((reason, stopped)) = end {
-                self.finish(request.id, sequence, reason, stopped);
-                return Ok(None);
-            }
-        }
-        Ok(Some(sequence))
-    }
-
-    /// Appends a token of the answer: its text, and, if the answer ends with it, why, and whether by a stop string.
-    fn take(&mut self, sequence: &mut Sequence<B::State>, token: u32) -> (String, Option<(FinishReason, bool)>) {
-        sequence.tokens.push(token);
-        let count = sequence.tokens.len() - sequence.prompt_tokens;
-        let stops_count = count >= sequence.min_tokens;
-        if self.backend.is_end(token) {
-            if stops_count && !sequence.ignore_eos {
-                return (String::new(), Some((FinishReason::Stop, false)));
-            }
-            return (String::new(), (count >= sequence.tokens_max).then_some((FinishReason::Length, false)));
-        }
-        let (text, stopped) = self.backend.push(&mut sequence.state, token, stops_count);
-        if stopped {
-            (text, Some((FinishReason::Stop, true)))
+        if self.scheduler.feed(event) {
+            self.sequences.insert(id, sequence);
         } else {
-            (text, (count >= sequence.tokens_max).then_some((FinishReason::Length, false)))
+            // `start` sees to it that a whole context fits, so only a wrong bound gets here.
+            self.refuse(id, Refusal::Engine("the sequence needs more KV memory than the engine has".to_owned()));
         }
     }
 
-    fn finish(&mut self, id: SequenceId, sequence: Sequence<B::State>, reason: FinishReason, stopped: bool) {
-        let usage = Usage {
-            prompt_tokens: u32::try_from(sequence.prompt_tokens).unwrap_or(u32::MAX),
-            completion_tokens: u32::try_from(sequence.tokens.len() - sequence.prompt_tokens).unwrap_or(u32::MAX),
-            cached_tokens: 0,
-        };
-        let held_back = self.backend.release(sequence.state);
-        // Behind a stop string nothing is part of the answer.
-        let text = if stopped { String::new() } else { held_back };
+    fn refuse(&mut self, id: SequenceId, refusal: Refusal) {
+        debug!(sequence = id.0, %refusal, "refused");
+        self.outputs.push(Output::Refused { id, refusal });
+    }
+
+    fn finish(&mut self, id: SequenceId, mut sequence: Sequence<B::Language>, end: End) {
+        let (usage, reason) = (sequence.usage(), end.reason());
+        self.backend.release(&mut sequence.state);
+        let held_back = self.language.finish(sequence.state);
+        let text = if end == End::Stopped { String::new() } else { held_back };
         debug!(sequence = id.0, ?reason, completion_tokens = usage.completion_tokens, "finished");
         self.outputs.push(Output::Finished { id, reason, text, usage });
     }
@@ -295,12 +261,12 @@ impl<B: Backend> Runner<'_, B> {
         if plan.work.is_empty() {
             return;
         }
-        let mut batch: Vec<(Work, Sequence<B::State>)> = plan
+        let mut batch: Vec<(Work, Sequence<B::Language>)> = plan
             .work
             .iter()
             .map(|work| (*work, self.sequences.remove(&work.id).expect("the scheduler plans only submitted sequences")))
             .collect();
-        let mut items: Vec<Item<'_, B::State>> = batch
+        let mut items: Vec<Item<'_, State<B>>> = batch
             .iter_mut()
             .map(|(work, sequence)| Item {
                 tokens: &sequence.tokens,
@@ -311,51 +277,62 @@ impl<B: Backend> Runner<'_, B> {
             })
             .collect();
         let computed = catch_unwind(AssertUnwindSafe(|| self.backend.compute(&mut items)))
-            .unwrap_or_else(|panic| Err(panic_text(panic.as_ref())));
+            .unwrap_or_else(|panic| Err(admission::panic_text(panic.as_ref())));
         match computed {
-            Ok(drawn) => {
-                for ((work, sequence), drawn) in batch.into_iter().zip(drawn) {
-                    self.advance(work, sequence, drawn);
+            Ok(outcomes) => {
+                for ((work, sequence), outcome) in batch.into_iter().zip(outcomes) {
+                    self.advance(work, sequence, outcome);
                 }
             }
             Err(text) => {
                 error!(sequences = batch.len(), error = %text, "a step failed");
                 for (work, sequence) in batch {
-                    self.backend.release(sequence.state);
-                    self.scheduler.feed(Event::Ended { id: work.id });
-                    self.outputs.push(Output::Refused { id: work.id, refusal: Refusal::Engine(text.clone()) });
+                    self.fail(work.id, sequence, text.clone());
                 }
             }
         }
     }
 
+    fn fail(&mut self, id: SequenceId, mut sequence: Sequence<B::Language>, text: String) {
+        self.backend.release(&mut sequence.state);
+        self.scheduler.feed(Event::Ended { id });
+        self.outputs.push(Output::Refused { id, refusal: Refusal::Engine(text) });
+    }
+
     /// What a step means for one of its sequences.
-    fn advance(&mut self, work: Work, mut sequence: Sequence<B::State>, drawn: Option<Drawn>) {
+    fn advance(&mut self, work: Work, mut sequence: Sequence<B::Language>, outcome: Outcome) {
         let id = work.id;
         sequence.computed += work.tokens as usize;
-        let Some(Drawn { token, logprob }) = drawn else {
-            self.sequences.insert(id, sequence);
-            self.outputs.push(Output::Progress { id });
-            return;
+        let Drawn { token, logprob } = match outcome {
+            Outcome::Computed => {
+                self.sequences.insert(id, sequence);
+                self.outputs.push(Output::Progress { id });
+                return;
+            }
+            Outcome::Failed(text) => {
+                error!(sequence = id.0, error = %text, "a sequence failed");
+                return self.fail(id, sequence, text);
+            }
+            Outcome::Drawn(drawn) => drawn,
         };
         let position = u32::try_from(sequence.tokens.len() - sequence.prompt_tokens).unwrap_or(u32::MAX);
-        let (text, end) = self.take(&mut sequence, token);
+        let (text, end) = sequence.take(self.language, token);
         let logprobs = logprob.into_iter().collect();
         self.outputs.push(Output::Tokens { id, position, tokens: vec![token], text, logprobs });
         match end {
             None => {
                 self.sequences.insert(id, sequence);
             }
-            Some((reason, stopped)) => {
+            Some(end) => {
                 self.scheduler.feed(Event::Ended { id });
-                self.finish(id, sequence, reason, stopped);
+                self.finish(id, sequence, end);
             }
         }
     }
 
     fn forget(&mut self, id: SequenceId) {
-        if let Some(sequence) = self.sequences.remove(&id) {
-            self.backend.release(sequence.state);
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            self.backend.release(&mut sequence.state);
         }
     }
 
@@ -366,11 +343,6 @@ impl<B: Backend> Runner<'_, B> {
             self.forget(id);
             self.outputs.push(Output::Cancelled { id });
         }
+        self.outputs.extend(self.admissions.cancel_all().map(|id| Output::Cancelled { id }));
     }
-}
-
-/// What a panic said, as far as it said anything.
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("a bug: {}", text.unwrap_or_else(|| "a panic without a text".to_owned()))
 }

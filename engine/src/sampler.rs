@@ -14,6 +14,10 @@ use std::collections::HashMap;
 
 use crate::request::Sampling;
 
+/// Below that a temperature means greedy, as in vLLM: it would choose between logits that differ in their last digits, which
+/// are rounding, and from 1e-39 down the quotients overflow.
+const TEMPERATURE_MIN: f32 = 1e-5;
+
 /// One sequence's sampler.
 pub struct Sampler {
     sampling: Sampling,
@@ -73,7 +77,7 @@ impl Sampler {
         let reported = self.sampling.logprobs.map(|count| Reported::new(logits, usize::from(count)));
         let raw = reported.is_some().then(|| logits.to_vec());
         self.penalise(logits);
-        let token = if self.sampling.temperature > 0.0 {
+        let token = if self.sampling.temperature >= TEMPERATURE_MIN {
             distribution::draw(&self.sampling, philox::uniform(self.sampling.seed, position), logits)
         } else {
             distribution::greedy(logits)
@@ -187,6 +191,22 @@ mod tests {
         assert_eq!(one(&sampling(0.0), 0, &logits), candle.unwrap());
         assert_eq!(one(&sampling(0.0), 0, &[1.0, 3.0, 3.0, 0.0]), 1);
         assert_eq!(one(&sampling(0.0), 0, &[-0.0, 0.0]), 0);
+    }
+
+    #[test]
+    fn a_temperature_too_small_to_divide_by_is_greedy() {
+        let logits = [1.0, 3.0, 3.0, f32::MAX, 2.0, f32::MIN];
+        for temperature in [f32::from_bits(1), 1e-45, 1e-40, 1e-39, f32::MIN_POSITIVE, 1e-20, 0.9e-5, -0.0] {
+            for asked in [
+                sampling(temperature),
+                Sampling { top_k: 3, ..sampling(temperature) },
+                Sampling { top_p: 0.5, min_p: 0.1, ..sampling(temperature) },
+            ] {
+                assert!((0..50).all(|position| one(&asked, position, &logits[..3]) == 1), "{temperature:e} of equals");
+                assert_eq!(one(&asked, 0, &logits), 3, "{temperature:e}");
+            }
+        }
+        assert_eq!(one(&sampling(1e-5), 0, &logits), 3, "the least that divides");
     }
 
     #[test]

@@ -57,13 +57,20 @@ impl Template {
         self.own.is_some()
     }
 
-    /// The prompt that asks for the assistant's next turn.
+    /// The prompt that asks for the assistant's next turn, however long it is.
     pub fn render(&self, messages: &[Message]) -> Result<Rendered, Refusal> {
+        Ok(self.render_within(messages, usize::MAX)?.expect("no text has more bytes than there are addresses"))
+    }
+
+    /// The same; `None` as soon as it is longer than `bytes_max`.
+    pub(crate) fn render_within(&self, messages: &[Message], bytes_max: usize) -> Result<Option<Rendered>, Refusal> {
         let invalid = |message: String| Refusal::Invalid { param: "messages", message };
         if messages.is_empty() {
             return Err(invalid("a conversation needs at least one message".into()));
         }
-        let Some(environment) = &self.own else { return Ok(transcript(messages)) };
+        let Some(environment) = &self.own else {
+            return Ok(Some(transcript(messages)).filter(|rendered| rendered.text.len() <= bytes_max));
+        };
         let template = environment.get_template(NAME).expect("compiled when the model was loaded");
         let messages: Vec<Value> = messages
             .iter()
@@ -78,11 +85,39 @@ impl Template {
             tools => (),
             documents => (),
         };
-        let text = template.render(context).map_err(|error| match error.detail().and_then(|text| text.strip_prefix(RAISED)) {
+        let mut text = Within { bytes: Vec::new(), bytes_max, passed: false };
+        let rendered = template.render_captured_to(context, &mut text).map(|_| ());
+        if text.passed {
+            return Ok(None);
+        }
+        rendered.map_err(|error| match error.detail().and_then(|text| text.strip_prefix(RAISED)) {
             Some(raised) => invalid(format!("the model's chat template refuses the conversation: {raised}")),
             None => Refusal::Engine(format!("the model's chat template failed: {error}")),
         })?;
-        Ok(Rendered { text, stop: Vec::new() })
+        let text = String::from_utf8(text.bytes).expect("a template writes strings");
+        Ok(Some(Rendered { text, stop: Vec::new() }))
+    }
+}
+
+/// Takes so many bytes, and ends a rendering that writes more.
+struct Within {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+    passed: bool,
+}
+
+impl std::io::Write for Within {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > self.bytes_max - self.bytes.len() {
+            self.passed = true;
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -260,6 +295,17 @@ mod tests {
         let endless = "{% for a in range(9000) %}{% for b in range(9000) %}{{ '' }}{% endfor %}{% endfor %}";
         let Err(Refusal::Engine(reason)) = own(endless).render(&[message("user", "x")]) else { panic!("should fail") };
         assert!(reason.contains("fuel"), "{reason}");
+    }
+
+    #[test]
+    fn a_rendering_is_given_up_when_it_is_longer_than_what_fits() {
+        let messages = [message("user", "0123456789")];
+        let own = own("{% for turn in range(100000) %}{{ messages[0].content }}{% endfor %}");
+        assert_eq!(own.render_within(&messages, 999_999), Ok(None));
+        assert_eq!(own.render_within(&messages, 1_000_000).unwrap().unwrap().text.len(), 1_000_000);
+        let whole = plain().render(&messages).unwrap();
+        assert_eq!(plain().render_within(&messages, whole.text.len() - 1), Ok(None));
+        assert_eq!(plain().render_within(&messages, whole.text.len()), Ok(Some(whole)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper};
+use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::error::LoadError;
 use crate::folder::Folder;
@@ -23,6 +23,7 @@ pub struct Tokenizer {
     /// The token of each single byte.
     by_byte: [Option<u32>; 256],
     eos: Vec<u32>,
+    token_bytes_max: Option<usize>,
 }
 
 impl Tokenizer {
@@ -83,7 +84,17 @@ impl Tokenizer {
         for (character, &byte) in CHAR_BYTES.iter() {
             by_byte[usize::from(byte)] = inner.token_to_id(character.encode_utf8(&mut [0; 4]));
         }
-        Ok(Tokenizer { inner, bytes, starts, by_byte, eos })
+        let whole = by_byte.iter().all(Option::is_some) && keeps_all(&inner);
+        let spelled = added.values().map(|added| added.content.len());
+        let longest = starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).chain(spelled).max();
+        let token_bytes_max = longest.filter(|_| whole);
+        Ok(Tokenizer { inner, bytes, starts, by_byte, eos, token_bytes_max })
+    }
+
+    /// No token stands for more bytes of a text: so a text has at least its length by this many. `None` where the tokenizer
+    /// may leave something of a text out.
+    pub fn token_bytes_max(&self) -> Option<usize> {
+        self.token_bytes_max
     }
 
     /// The tokens of a text, as Hugging Face's tokenizer gives them: special tokens are recognised where the text spells
@@ -145,6 +156,24 @@ fn is_byte_level(decoder: &DecoderWrapper) -> bool {
         DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(is_byte_level),
         _ => false,
     }
+}
+
+/// Whether every byte of a text comes to stand in one of its tokens, where each byte has a token of its own: nothing is
+/// normalized, and no splitting and no special token swallows what is around it.
+fn keeps_all(inner: &tokenizers::Tokenizer) -> bool {
+    fn keeps(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+        match pre_tokenizer {
+            PreTokenizerWrapper::ByteLevel(_) | PreTokenizerWrapper::Digits(_) => true,
+            PreTokenizerWrapper::Split(split) => split.behavior != SplitDelimiterBehavior::Removed,
+            PreTokenizerWrapper::Sequence(sequence) => sequence.as_ref().iter().all(keeps),
+            _ => false,
+        }
+    }
+    let bare = |bpe: &BPE| bpe.continuing_subword_prefix.is_none() && bpe.end_of_word_suffix.is_none();
+    inner.get_normalizer().is_none()
+        && inner.get_pre_tokenizer().is_some_and(keeps)
+        && matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bare(bpe))
+        && inner.get_added_tokens_decoder().values().all(|added| !added.lstrip && !added.rstrip)
 }
 
 /// GPT-2's tokenizer from the files that OpenAI published: `{"token": id}`, and a pair per line in order of rank.
@@ -260,6 +289,36 @@ mod tests {
                 tokenizer.encode(&text).iter().flat_map(|&token| tokenizer.token_bytes(token)).copied().collect();
             assert!(bytes == text.as_bytes(), "{} bytes of {}", bytes.len(), text.len());
         }
+    }
+
+    #[test]
+    fn a_text_has_as_many_tokens_as_its_length_by_the_longest() {
+        let tokenizer = Tokenizer::open(&Folder::Bundled).unwrap();
+        let longest = tokenizer.token_bytes_max().expect("GPT-2's way of splitting leaves nothing out");
+        assert!(longest >= "<|endoftext|>".len(), "special tokens count as they are spelled");
+        let texts = ["<|endoftext|>".repeat(50), "Once upon a time, there was a little girl. ".repeat(20), " \n".repeat(99)];
+        for text in texts {
+            assert!(tokenizer.encode(&text).len() >= text.len().div_ceil(longest), "{text}");
+        }
+        let small = |change: [&str; 2]| {
+            let json = SMALL.replace(change[0], change[1]);
+            open(&[("tokenizer.json", json.as_str())]).unwrap().token_bytes_max()
+        };
+        assert_eq!(small(["", ""]), None, "most bytes have no token, and are left out");
+    }
+
+    #[test]
+    fn a_tokenizer_that_may_leave_something_out_gives_no_bound() {
+        let bundled = Folder::Bundled.read("tokenizer.json").unwrap().unwrap();
+        let with = |change: fn(&mut Value)| {
+            let mut json: Value = serde_json::from_slice(&bundled).unwrap();
+            change(&mut json);
+            open(&[("tokenizer.json", json.to_string().as_str())]).unwrap().token_bytes_max()
+        };
+        assert!(with(|_| ()).is_some());
+        assert_eq!(with(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})), None);
+        assert_eq!(with(|json| json["added_tokens"][0]["rstrip"] = true.into()), None);
+        assert_eq!(with(|json| json["pre_tokenizer"] = serde_json::json!({"type": "WhitespaceSplit"})), None);
     }
 
     #[test]

@@ -195,4 +195,4 @@ fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -137,6 +137,16 @@ fn the_plain_form_runs_on_its_device() {
 
 /// A small checkpoint of odd sizes, in a folder.
 fn checkpoint(prefix: &str, tied: bool, change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
+    checkpoint_with(prefix, tied, change, |_, _| ())
+}
+
+/// The same, with other weights: `spoil` sees each tensor's name and values.
+pub(crate) fn checkpoint_with(
+    prefix: &str,
+    tied: bool,
+    change: impl FnOnce(&mut serde_json::Value),
+    spoil: impl Fn(&str, &mut [f32]),
+) -> tempfile::TempDir {
     use super::weights::noise;
     use candle_core::Tensor;
     use std::collections::HashMap;
@@ -147,7 +157,8 @@ fn checkpoint(prefix: &str, tied: bool, change: impl FnOnce(&mut serde_json::Val
     let mut add = |name: String, dims: &[usize]| {
         // Large enough that attention and GELU matter; every tensor by its bare name, so that prefixes change nothing.
         let values: Vec<f32> = noise(&format!("{}.x", name.trim_start_matches(prefix)), &[dims.iter().product(), 1]);
-        let values: Vec<f32> = values.into_iter().map(|value| value * 10.0).collect();
+        let mut values: Vec<f32> = values.into_iter().map(|value| value * 10.0).collect();
+        spoil(&name, &mut values);
         tensors.insert(name, Tensor::from_vec(values, dims, &Device::Cpu).unwrap());
     };
     add(format!("{prefix}wte.weight"), &[vocabulary, n]);
@@ -218,4 +229,49 @@ fn files_that_do_not_belong_together_are_refused_by_name() {
         let error = load_from(&folder, Form::Packed(Dtype::F32)).unwrap_err().to_string();
         assert!(error.contains(words), "{key}: {error}");
     }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_the_tensors_name() {
+    let last = |values: &[f32]| values.len() - 1;
+    for (prefix, name, form) in [
+        ("", "wte.weight", Form::Packed(Dtype::F32)),
+        ("transformer.", "transformer.h.1.attn.c_attn.weight", Form::Packed(Dtype::Q8)),
+        ("", "h.2.mlp.c_proj.bias", Form::Plain),
+        ("", "ln_f.weight", Form::Packed(Dtype::Q8)),
+        ("", "wpe.weight", Form::Packed(Dtype::F32)),
+        ("transformer.", "lm_head.weight", Form::Packed(Dtype::F32)),
+    ] {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let spoil = |tensor: &str, values: &mut [f32]| {
+                if tensor == name {
+                    values[last(values)] = value;
+                }
+            };
+            let folder = checkpoint_with(prefix, name != "lm_head.weight", |_| (), spoil);
+            let error = load_from(&folder, form).unwrap_err();
+            assert!(matches!(error, crate::LoadError::NotFinite { .. }), "{error:?}");
+            let error = error.to_string();
+            let path = folder.path().display().to_string();
+            for words in [&format!("tensor {name} in {path} is {value} at element"), "fetch it again"] {
+                assert!(error.contains(words), "{error:?} says {words:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn constants_that_are_not_used_may_be_anything() {
+    // `attn.bias` masks the future, with infinities where somebody saved it so.
+    let folder = checkpoint_with(
+        "",
+        true,
+        |_| (),
+        |name, values| {
+            if name.ends_with(".attn.bias") {
+                values.fill(f32::NEG_INFINITY)
+            }
+        },
+    );
+    load_from(&folder, Form::Packed(Dtype::F32)).unwrap();
 }

@@ -40,8 +40,7 @@ impl Weights<'_> {
     pub(crate) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = match &self.source {
             From::Checkpoint(checkpoint, prefix) => {
-                // The prefix is the body's; the head stands beside it.
-                let name = if name.starts_with("lm_head.") { name.to_owned() } else { format!("{prefix}{name}") };
+                let name = stored(prefix, name);
                 let got = checkpoint.shape(&name)?;
                 if got != dims {
                     return Err(LoadError::TensorShape { name, got, want: dims.to_vec() });
@@ -52,7 +51,12 @@ impl Weights<'_> {
             From::Random => Tensor::from_vec(noise(name, dims), dims, &Device::Cpu),
         };
         let tensor = tensor.map_err(LoadError::Prepare)?;
-        let digest = with_floats(&tensor, digest).map_err(LoadError::Prepare)?;
+        let (digest, broken) =
+            with_floats(&tensor, |values| (digest(values), first_broken(values))).map_err(LoadError::Prepare)?;
+        if let (Some((element, value)), From::Checkpoint(checkpoint, prefix)) = (broken, &self.source) {
+            let (folder, name) = (checkpoint.folder().to_string(), stored(prefix, name));
+            return Err(LoadError::NotFinite { folder, name, element, value });
+        }
         let line = format!("{name} {dims:?} {digest:016x}");
         self.taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(line);
         tensor.to_device(&self.device).map_err(LoadError::Prepare)
@@ -107,6 +111,11 @@ impl Weights<'_> {
     }
 }
 
+/// What a checkpoint calls a tensor: the prefix is the body's, and the head stands beside it.
+fn stored(prefix: &str, name: &str) -> String {
+    if name.starts_with("lm_head.") { name.to_owned() } else { format!("{prefix}{name}") }
+}
+
 /// A number that two tensors share only if they are equal, but by an accident of one in 2^64: it guards against mixed-up
 /// weights, not against an adversary, and costs a tenth of a cryptographic one.
 fn digest(values: &[f32]) -> u64 {
@@ -120,6 +129,15 @@ fn digest(values: &[f32]) -> u64 {
     lanes
         .into_iter()
         .fold(values.len() as u64, |digest, lane| (digest ^ lane).wrapping_mul(0xc4ce_b9fe_1a85_ec53).rotate_left(31))
+}
+
+/// The first value that is no finite number, and where it stands.
+fn first_broken(values: &[f32]) -> Option<(usize, f32)> {
+    // By blocks, without a branch for each value: it costs a tenth of reading them.
+    let finite = |block: &[f32]| block.iter().fold(true, |finite, value| finite & value.is_finite());
+    let block = values.chunks(1024).position(|block| !finite(block))?;
+    let from = block * 1024;
+    values[from..].iter().position(|value| !value.is_finite()).map(|at| (from + at, values[from + at]))
 }
 
 /// GPT-2's initial weights, nearly: a standard deviation of 0.02 (uniform, not normal), norms of 1, biases of 0.
