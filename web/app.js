@@ -19,7 +19,7 @@ const WORDS = {
   },
   complete: {
     greeting: 'Begin a text', label: 'Your text', placeholder: 'Begin a text; the model goes on',
-    starters: ['Once upon a time there was a little', 'One day a girl named Lily went to the', 'The old tree in the garden'],
+    starters: ['Once upon a time there was', 'One day Lily went to the', 'The old tree in the garden'],
   },
 };
 

@@ -158,7 +158,8 @@ impl Answer {
             Some(Kind::Tokens(tokens)) if tokens.position < self.position => Ok(None),
             Some(Kind::Tokens(tokens)) if tokens.position > self.position => Err(Failure::Garbled("tokens are missing")),
             Some(Kind::Tokens(tokens)) => {
-                self.position += tokens.ids.len() as u32;
+                let count = u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX);
+                self.position = self.position.saturating_add(count);
                 v1::Chunk::decode(tokens.chunk).map(|chunk| Some(Event::Tokens(chunk))).map_err(|_| Failure::Garbled("its text"))
             }
             Some(Kind::End(end)) => {

@@ -1,4 +1,4 @@
-//! Reading a request's body: bounded in size and in time, with an error that says which.
+//! Reading a request's body: bounded in size, in time and by the API's end, with an error that says which.
 
 use axum::{
     body::Body,
@@ -28,7 +28,12 @@ impl FromRequest<Context> for Whole {
             return Err(too_large());
         }
         let body: Limited<Body> = Limited::new(request.into_body(), limits.body_bytes);
-        match tokio::time::timeout(limits.body_read, body.collect()).await {
+        let arrived = tokio::select! {
+            biased;
+            arrived = tokio::time::timeout(limits.body_read, body.collect()) => arrived,
+            () = context.stopping.cancelled() => return Err(Error::closing()),
+        };
+        match arrived {
             Ok(Ok(whole)) => Ok(Whole(whole.to_bytes())),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
             Ok(Err(_)) => Err(Error::invalid("the body ended before its announced length: send it again")),

@@ -1,13 +1,13 @@
-//! Under which names the API answers while it listens on loopback.
+//! Under which names the API answers: one to a request, and its own while it listens on loopback.
 //!
-//! Without this, a page anywhere on the web could have its own name resolve to 127.0.0.1 (DNS rebinding) and talk to the API of
+//! Without the latter, a page anywhere on the web could have its own name resolve to 127.0.0.1 (DNS rebinding) and talk to the API of
 //! whoever looks at it, or post to it across origins. On other addresses the operator decides who reaches the API.
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     extract::{Request, State},
-    http::{Method, Uri, header, request::Parts},
+    http::{Method, Uri, Version, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -29,6 +29,15 @@ impl Hosts {
 
     /// Whether a request may be served: what it was addressed to, and which page it comes from, must be ours.
     fn check(&self, request: &Parts) -> Result<(), Error> {
+        let mut named = request.headers.get_all(header::HOST).iter();
+        match (named.next(), named.next()) {
+            (_, Some(_)) => return Err(Error::invalid("the request names its host twice: send one Host header")),
+            // RFC 9112, section 3.2; version 1.0 did not know the header.
+            (None, _) if request.version > Version::HTTP_10 => {
+                return Err(Error::invalid("the request does not name its host: send a Host header, such as Host: localhost"));
+            }
+            _ => {}
+        }
         if !self.loopback {
             return Ok(());
         }

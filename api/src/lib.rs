@@ -18,6 +18,7 @@ mod routes;
 mod server;
 mod sse;
 mod stall;
+mod under_way;
 
 pub use config::{Config, Limits};
 pub use server::{Api, StartError};

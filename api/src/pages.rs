@@ -1,8 +1,7 @@
 //! The pages: `web/` as it is written, embedded in the binary, with the headers that keep them to themselves.
 
 use axum::{
-    extract::Request,
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use rust_embed::{EmbeddedFile, RustEmbed};
@@ -17,20 +16,23 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
     img-src 'self'; manifest-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'";
 
-/// The page or part of one at the request's path; `None` when there is none.
-pub(crate) fn page(request: &Request) -> Option<Response> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return None;
-    }
-    let path = match request.uri().path().trim_start_matches('/') {
+/// A page or part of one.
+pub(crate) struct Page<'a> {
+    path: &'a str,
+    file: EmbeddedFile,
+}
+
+/// What lies at a path; `None` when nothing does.
+pub(crate) fn at(path: &str) -> Option<Page<'_>> {
+    let path = match path.trim_start_matches('/') {
         "" => "index.html",
         path => path,
     };
-    let file = Files::get(path)?;
-    Some(with_headers(file, path, request.headers()))
+    Some(Page { path, file: Files::get(path)? })
 }
 
-fn with_headers(file: EmbeddedFile, path: &str, request: &HeaderMap) -> Response {
+/// Answers with a page, unless the browser has it.
+pub(crate) fn answer(Page { path, file }: Page<'_>, request: &HeaderMap) -> Response {
     let tag = file.metadata.sha256_hash()[..16].iter().fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
     let tag = HeaderValue::try_from(format!("\"{tag}\"")).expect("hexadecimal digits are a header's value");
     let known = request.get_all(header::IF_NONE_MATCH).iter().any(|tags| holds(tags, &tag));

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 use axum::{
     Router,
     extract::Request,
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -66,18 +66,28 @@ pub(crate) fn router(context: Context) -> Router {
 }
 
 async fn page_or_nothing(request: Request) -> Response {
-    pages::page(&request).unwrap_or_else(|| {
-        let path: String = request.uri().path().chars().take(100).collect();
-        let advice = match nearest(&path, PATHS).first() {
-            Some(near) => format!("did you mean {near}?"),
-            None => "the endpoints are /v1/models, /v1/chat/completions and /v1/completions".to_owned(),
-        };
-        Error::no_such_path(format!("there is nothing at {} {path}: {advice}", request.method())).into_response()
-    })
+    let reads_only = matches!(*request.method(), Method::GET | Method::HEAD);
+    match pages::at(request.uri().path()) {
+        Some(page) if reads_only => pages::answer(page, request.headers()),
+        Some(_) => ([(header::ALLOW, "GET,HEAD")], not_asked_so(&request, "GET")).into_response(),
+        None => {
+            let path: String = request.uri().path().chars().take(100).collect();
+            let advice = match nearest(&path, PATHS).first() {
+                Some(near) => format!("did you mean {near}?"),
+                None => "the endpoints are /v1/models, /v1/chat/completions and /v1/completions".to_owned(),
+            };
+            Error::no_such_path(format!("there is nothing at {} {path}: {advice}", request.method())).into_response()
+        }
+    }
 }
 
 async fn wrong_method(request: Request) -> Error {
     let path = request.uri().path();
     let wanted = if path.starts_with("/v1/models") || path.ends_with("z") { "GET" } else { "POST" };
-    Error::invalid(format!("{path} is not asked with {}: use {wanted}", request.method())).status(StatusCode::METHOD_NOT_ALLOWED)
+    not_asked_so(&request, wanted)
+}
+
+fn not_asked_so(request: &Request, wanted: &str) -> Error {
+    Error::invalid(format!("{} is not asked with {}: use {wanted}", request.uri().path(), request.method()))
+        .status(StatusCode::METHOD_NOT_ALLOWED)
 }

@@ -3,13 +3,20 @@
 //! hyper's own server rather than `axum::serve`, which installs no timer, so that slow headers would hold connections for
 //! ever. What is answered is in `routes.rs`.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::Duration,
+};
 
+use axum::Router;
 use banyan_etcd::{Registry, View};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
 use tokio::{
@@ -17,7 +24,7 @@ use tokio::{
     sync::{Semaphore, watch},
     task::JoinHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -26,6 +33,7 @@ use crate::{
     root::Roots,
     routes::{self, Shared},
     stall::Stalling,
+    under_way::UnderWay,
 };
 
 /// How long connections may take to close after their answers were ended.
@@ -109,10 +117,12 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let limits = shared.limits.clone();
     let permits = Arc::new(Semaphore::new(limits.connections));
     let service = TowerToHyperService::new(routes::router(shared.clone()));
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     // Ends with this task, however that ends, and takes the connections along.
-    let connections = CancellationToken::new();
-    let _closed = connections.clone().drop_guard();
+    let cut = CancellationToken::new();
+    let _cut = cut.clone().drop_guard();
+    // A client that closes its sending half counts as gone: TCP shows no difference between the two before something is
+    // written, and whoever has gone must not keep a node busy with an answer that is written at the end only.
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header_read);
 
@@ -135,12 +145,11 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             }
         };
         without_delay(&stream);
-        let connection = http.serve_connection(TokioIo::new(Stalling::new(stream, limits.write_stall)), service.clone());
-        let connection = graceful.watch(connection);
-        let closed = connections.clone();
-        tokio::spawn(async move {
+        let connection = connection(&http, stream, service.clone(), &shared);
+        let cut = cut.clone();
+        connections.spawn(async move {
             tokio::select! {
-                () = closed.cancelled() => {}
+                () = cut.cancelled() => {}
                 ended = connection => if let Err(error) = ended {
                     debug!(error = &error as &dyn std::error::Error, "connection ended");
                 },
@@ -150,12 +159,41 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 
     drop(listener);
-    let mut closed = std::pin::pin!(graceful.shutdown());
-    if tokio::time::timeout(limits.drain, &mut closed).await.is_err() {
+    connections.close();
+    if tokio::time::timeout(limits.drain, connections.wait()).await.is_err() {
         // Whoever still reads an answer is told why it ends.
         shared.ending.cancel();
-        if tokio::time::timeout(CLOSING, closed).await.is_err() {
+        if tokio::time::timeout(CLOSING, connections.wait()).await.is_err() {
             debug!("connections cut");
+        }
+    }
+}
+
+/// Serves one connection to its end. Once the API stops, that is the end of the answer that is under way; without one it is
+/// now, whatever part of a request has arrived.
+fn connection(
+    http: &http1::Builder,
+    stream: TcpStream,
+    service: TowerToHyperService<Router>,
+    shared: &Arc<Shared>,
+) -> impl Future<Output = Result<(), hyper::Error>> + Send + use<> {
+    let stream = Stalling::new(stream, shared.limits.write_stall);
+    let (requests, writing) = (UnderWay::default(), stream.waits());
+    let serving = http.serve_connection(TokioIo::new(stream), requests.counted(service));
+    let shared = Arc::clone(shared);
+    async move {
+        let mut serving = pin!(serving);
+        tokio::select! {
+            // First, so that what has arrived already is seen.
+            biased;
+            ended = &mut serving => return ended,
+            () = shared.stopping.cancelled() => serving.as_mut().graceful_shutdown(),
+        }
+        // Polled once, it has sent what the client takes now; hyper itself would wait for the rest of a request's head.
+        match futures::poll!(&mut serving) {
+            Poll::Ready(ended) => ended,
+            Poll::Pending if requests.is_empty() && !writing.load(Ordering::Relaxed) => Ok(()),
+            Poll::Pending => serving.await,
         }
     }
 }

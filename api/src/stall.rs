@@ -6,6 +6,10 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,14 +25,21 @@ pub(crate) struct Stalling<S> {
     patience: Duration,
     /// Set while a write waits.
     timer: Option<Pin<Box<Sleep>>>,
+    waits: Arc<AtomicBool>,
 }
 
 impl<S> Stalling<S> {
     pub(crate) fn new(stream: S, patience: Duration) -> Self {
-        Stalling { stream, patience, timer: None }
+        Stalling { stream, patience, timer: None, waits: Arc::default() }
+    }
+
+    /// Whether a write waits for the peer, to look at from outside.
+    pub(crate) fn waits(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.waits)
     }
 
     fn judge<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.waits.store(outcome.is_pending(), Ordering::Relaxed);
         if outcome.is_ready() {
             self.timer = None;
             return outcome;

@@ -4,7 +4,7 @@ use std::{fmt, io, process::ExitCode};
 
 use banyan_proto::nearest;
 
-use crate::output;
+use crate::{output, terminal};
 
 /// What scripts may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,8 @@ impl fmt::Display for Failure {
         let mut told: Vec<String> = Vec::new();
         for cause in self.error.iter().flat_map(|error| error.chain()) {
             // Wrappers tend to repeat what they wrap, whole or in part.
-            for part in plain(cause).split(": ") {
+            // What others sent is told as well.
+            for part in terminal::line(&plain(cause)).split(": ") {
                 if !part.is_empty() && !told.iter().any(|earlier| earlier == part) {
                     told.push(part.to_owned());
                 }
@@ -164,20 +165,37 @@ impl From<banyan_etcd::ReadError> for Failure {
 
 impl From<banyan_etcd::RegisterError> for Failure {
     fn from(error: banyan_etcd::RegisterError) -> Failure {
-        Failure::new(registering(&error), error)
+        let hint = until_free(&error);
+        Failure { hint, ..Failure::new(registering(&error), error) }
     }
 }
 
 impl From<banyan_node::StartError> for Failure {
     fn from(error: banyan_node::StartError) -> Failure {
         use banyan_node::StartError;
-        let code = match &error {
-            StartError::Register { source, .. } => registering(source),
-            StartError::ParentMissing { .. } => Code::TimedOut,
-            StartError::Listen { .. } | StartError::Engine(_) | StartError::Reflection { .. } => Code::Error,
+        let (code, hint) = match &error {
+            StartError::Register { source, .. } => (registering(source), until_free(source)),
+            StartError::ParentMissing { .. } => (Code::TimedOut, None),
+            StartError::Listen { .. } | StartError::Engine(_) | StartError::Reflection { .. } => (Code::Error, None),
         };
-        Failure::new(code, error)
+        Failure { hint, ..Failure::new(code, error) }
     }
+}
+
+/// What to do about a name that somebody has, who may be dead.
+fn until_free(error: &banyan_etcd::RegisterError) -> Option<String> {
+    use banyan_etcd::RegisterError;
+    let holder = match error {
+        RegisterError::Taken { holder } => &holder.name,
+        RegisterError::TreeTaken { holder, .. } => &holder.name,
+        _ => return None,
+    };
+    // Every node takes its lease for as long as this one would.
+    let lease = banyan_etcd::Config::new(Vec::new(), holder.clone()).lease_ttl;
+    Some(format!(
+        "`banyan node log {holder}` shows whether it lives; if it is dead, its lease ends within {} s, and the same command works",
+        lease.as_secs()
+    ))
 }
 
 fn registering(error: &banyan_etcd::RegisterError) -> Code {
@@ -239,6 +257,21 @@ mod tests {
         let failure = Failure::unknown("node", "roto", ["root", "leaf-1"]);
         assert_eq!(failure.to_string(), "no node is named `roto`\n  try: did you mean `root`?");
         assert!(Failure::unknown("node", "roto", []).to_string().contains("banyan up"));
+    }
+
+    #[test]
+    fn what_others_sent_cannot_steer_the_terminal() {
+        let failure = Failure::from(tonic::Status::not_found("no\n  try: `rm -rf`\x1b[2K"));
+        assert_eq!(failure.to_string(), "no\u{fffd}  try: `rm -rf`\u{fffd}[2K");
+    }
+
+    #[test]
+    fn a_taken_name_says_when_it_is_free_at_the_latest() {
+        let holder = banyan_etcd::Root { name: "root".parse().unwrap(), address: "127.0.0.1:1".into(), epoch: 1 };
+        let taken = banyan_etcd::RegisterError::TreeTaken { tree: "main".parse().unwrap(), holder };
+        let failure = Failure::from(taken);
+        assert_eq!(failure.code(), Code::Conflict);
+        assert!(failure.to_string().contains("within 10 s"), "{failure}");
     }
 
     #[test]

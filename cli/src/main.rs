@@ -1,7 +1,7 @@
 //! `banyan`: the command line. Reads what was asked, runs it, and ends with the exit code that says how it went.
 //!
 //! Every command has a file of its own; what they share is how to read flags ([`args`]), how to end ([`exit`]), how to
-//! write ([`output`]), how to stop ([`stop`]), how to listen ([`listen`]) and how to find a node ([`lookout`]). What a
+//! write ([`output`], [`terminal`]), how to stop ([`stop`]), how to listen ([`listen`]) and how to find a node ([`lookout`]). What a
 //! tree is and does, the other crates know.
 
 mod api;
@@ -18,6 +18,7 @@ mod node;
 mod output;
 mod registry;
 mod stop;
+mod terminal;
 mod up;
 mod why;
 
@@ -148,6 +149,8 @@ mod tests {
             "node list -o xml",
             "node move a",
             "why",
+            "why chatcmpl-",
+            "why roots",
             "bench route --depth 0",
             "bench route --compare weighted",
         ] {

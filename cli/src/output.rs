@@ -1,11 +1,14 @@
 //! Writing: data to standard output, everything else to standard error; tables, JSON lines, colours on terminals.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal as _, Write as _},
+};
 
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use crate::exit::Failure;
+use crate::{exit::Failure, terminal};
 
 /// How to print what was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -29,6 +32,25 @@ pub(crate) enum ListFormat {
 
 /// Writes lines to standard output.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    write(&terminal::lines(text))
+}
+
+/// Writes lines in which the words for nodes' states have colours, where there are any.
+pub(crate) fn print_states(text: &str) -> Result<(), Failure> {
+    let text = terminal::lines(text);
+    write(&if coloured() { paint(&text) } else { text.into_owned() })
+}
+
+/// Empties the screen for what is printed next, where standard output is one.
+pub(crate) fn clear() -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    if out.is_terminal() {
+        write!(out, "\x1b[2J\x1b[H")?;
+    }
+    Ok(())
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", text.trim_end_matches('\n'))?;
     Ok(out.flush()?)
@@ -36,18 +58,23 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 
 /// Writes a value as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    print(&serde_json::to_string_pretty(value).map_err(anyhow::Error::new)?)
+    write(&terminal::json(&serde_json::to_string_pretty(value).map_err(anyhow::Error::new)?))
 }
 
 /// Writes a value as one line of JSON, for streams of values.
 pub(crate) fn print_json_line(value: &impl Serialize) -> Result<(), Failure> {
-    print(&serde_json::to_string(value).map_err(anyhow::Error::new)?)
+    write(&json_line(value)?)
+}
+
+/// A value as one line of JSON.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    Ok(terminal::json(&serde_json::to_string(value).map_err(anyhow::Error::new)?))
 }
 
 /// Tells the person at the terminal something that is not data.
 pub(crate) fn note(text: &str) {
     // Nobody to tell is no reason to fail.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", terminal::lines(text));
 }
 
 /// Sends log lines from `level` up to standard error; `BANYAN_LOG` says otherwise, in tracing's filter syntax.
@@ -62,7 +89,7 @@ pub(crate) fn log(level: &str) {
 }
 
 /// Whether standard output is a terminal whose user wants colours (<https://no-color.org>).
-pub(crate) fn coloured() -> bool {
+fn coloured() -> bool {
     io::stdout().is_terminal() && colours_wanted()
 }
 
@@ -70,10 +97,11 @@ fn colours_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Rows in aligned columns, two spaces apart, with no spaces at the ends of lines.
+/// Rows in aligned columns, two spaces apart, with no spaces at the ends of lines. A row is a line, whatever its cells hold.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<Cow<'_, str>>> = rows.iter().map(|row| row.iter().map(|cell| terminal::line(cell)).collect()).collect();
     let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
+    for row in &rows {
         for (column, cell) in row.iter().enumerate() {
             let width = cell.chars().count();
             match widths.get_mut(column) {
@@ -83,7 +111,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
         }
     }
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:<width$}  "));
@@ -95,7 +123,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// Colours the words for a node's state wherever they stand alone.
-pub(crate) fn paint(text: &str) -> String {
+fn paint(text: &str) -> String {
     const STATES: [(&str, &str); 6] =
         [("ready", "32"), ("busy", "33"), ("starting", "36"), ("draining", "36"), ("detached", "31"), ("silent", "31")];
     text.split_inclusive([' ', '\n'])
@@ -142,6 +170,12 @@ mod tests {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
         let text = table(&[row(["NODE", "STATE", ""]), row(["└── é", "x", ""])]);
         assert_eq!(text, "NODE   STATE\n└── é  x\n");
+    }
+
+    #[test]
+    fn no_cell_forges_a_row() {
+        let text = table(&[vec!["a".to_owned(), "tiny\nroot  ready\x1b[1A".to_owned()], vec!["b".to_owned(), "x".to_owned()]]);
+        assert_eq!(text, "a  tiny\u{fffd}root  ready\u{fffd}[1A\nb  x\n");
     }
 
     #[test]

@@ -124,8 +124,9 @@ async fn bind_registry(args: &Args) -> Result<TcpListener, Failure> {
     let there = RegistryArgs { endpoints: vec![format!("http://{}", args.registry_listen)], cluster: args.cluster.clone() };
     match tokio::time::timeout(PROBE, there.connect()).await {
         Ok(Ok(_)) => Err(failure.hint(format!(
-            "a registry runs there already (perhaps of another `banyan up`): `banyan up --etcd http://{0}` uses it, \
-             `banyan node run my-name --parent root` joins its tree, and `--registry-listen 127.0.0.1:0` starts another beside it",
+            "a registry runs there already (perhaps of another `banyan up`): `banyan node run my-name --parent root --etcd http://{0}` \
+             joins its tree, `banyan up --etcd http://{0} --cluster NAME` starts a tree of its own in it, and \
+             `--registry-listen 127.0.0.1:0` starts another registry",
             args.registry_listen
         ))),
         _ => Err(failure),

@@ -10,9 +10,13 @@ use crate::{
     output::{self, Format, microseconds},
 };
 
+/// Of a whole id.
+const DIGITS: usize = 32;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The query's id, as the API and the page show it; its first digits will do when they are unambiguous.
+    #[arg(value_parser = query)]
     id: String,
     #[command(flatten)]
     registry: RegistryArgs,
@@ -45,6 +49,17 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
     let failure = unknown.map_or_else(|| Failure::told(Code::NotFound, "no such query"), Failure::from);
     Err(failure.hint("ids are in answers (`id`) and under each answer on the page; a root remembers only its latest queries"))
+}
+
+/// Checks that a text is an id or the beginning of one, in a form in which it is shown.
+fn query(text: &str) -> Result<String, String> {
+    let digits = ["chatcmpl-", "cmpl-"].iter().find_map(|form| text.strip_prefix(form)).unwrap_or(text);
+    if (1..=DIGITS).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Ok(digits.to_ascii_lowercase());
+    }
+    Err(format!(
+        "expected an id as answers have it (`id`), such as chatcmpl-0192f3a4…, or some of its {DIGITS} hexadecimal digits"
+    ))
 }
 
 fn draw(way: &Way) -> String {
@@ -196,6 +211,18 @@ attempt 1, sent after 10 µs
 attempt 2, sent after 950 µs: its holder was lost
 ";
         assert_eq!(draw(&way()), expected);
+    }
+
+    #[test]
+    fn an_id_is_known_by_its_digits_in_every_form() {
+        let whole = "0192f3a4b5c67d8e9fa0b1c2d3e4f506";
+        for shown in [whole, &format!("chatcmpl-{whole}"), &format!("cmpl-{whole}"), &whole.to_ascii_uppercase()] {
+            assert_eq!(query(shown).as_deref(), Ok(whole));
+        }
+        assert_eq!(query("chatcmpl-0").as_deref(), Ok("0"));
+        for wrong in ["", "chatcmpl-", "cmpl-", "-", "root", "chatcmpl-xyz", "0x12", &format!("{whole}0")] {
+            assert!(query(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

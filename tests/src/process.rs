@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -163,6 +163,20 @@ impl Banyan {
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal again and again until it ends, as a person does who has lost patience.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn signalled_to_its_end(mut self, signal: &str) -> Finished {
+        let begun = Instant::now();
+        while self.runs() {
+            assert!(begun.elapsed() < PATIENCE, "`{}` does not end, however often it is told", self.line);
+            self.signal(signal).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.finished().await
     }
 
     /// Waits for its end.

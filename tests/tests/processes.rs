@@ -82,8 +82,8 @@ async fn ctrl_c_ends_answers_in_seconds_and_a_second_one_at_once() {
     stream.next_text().await;
     up.signal("INT").await;
     up.told("stopping").await;
-    up.signal("INT").await;
-    assert_eq!(up.finished().await.code, 130);
+    // Those that come at once count as the first one, and the first one would lead to a clean end.
+    assert_eq!(up.signalled_to_its_end("INT").await.code, 130);
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn a_tree_of_processes_is_seen_moved_and_explained() {
     let moved = banyan(&format!("node move b --parent root -o json --etcd {etcd}")).await.json();
     assert_eq!(moved["parent"], "root");
     tree(&etcd, "b hangs below the root", |nodes| named(nodes, "b").is_some_and(|b| b["attached"] == "root")).await;
-    failed(&banyan(&format!("node move a --parent a --etcd {etcd}")).await, 4, &["a", "child"]);
+    failed(&banyan(&format!("node move a --parent a --etcd {etcd}")).await, 2, &["`a`", "own parent"]);
     failed(&banyan(&format!("node move root --parent a --etcd {etcd}")).await, 4, &["root"]);
     banyan(&format!("node move b --parent a -o json --etcd {etcd}")).await.json();
     failed(&banyan(&format!("node move a --parent b --etcd {etcd}")).await, 4, &["below"]);
@@ -200,6 +200,36 @@ async fn of_nodes_that_race_for_a_name_one_wins_and_the_others_name_it() {
 }
 
 #[tokio::test]
+async fn a_killed_node_comes_back_at_its_address_and_others_are_told_when_its_name_is_free() {
+    let (_registry, _root, etcd) = grove().await;
+    let first = node("a", "root", &etcd);
+    let ready = first.printed("node a is ready at ").await;
+    let address = ready.trim().trim_start_matches("node a is ready at ").split(": child").next().expect("an address").to_owned();
+    first.signal("KILL").await;
+    first.finished().await;
+    // Its lease has not ended yet.
+    let again = Banyan::start(&format!("node run a --parent root --engine fake --listen {address} --etcd {etcd}"));
+    failed(&node("a", "root", &etcd).finished().await, 4, &["the name a is taken", &address, "within 10 s"]);
+    again.printed(&format!("node a is ready at {address}")).await;
+}
+
+#[tokio::test]
+async fn a_signal_that_comes_twice_at_once_still_lets_answers_finish() {
+    let up = Banyan::up("--nodes 1 --token-time 20ms").await;
+    let body = json!({ "model": "fake", "prompt": "[[count 60]]", "max_tokens": 64, "stream": true });
+    let mut stream = up.api().await.stream("/v1/completions", &body).await;
+    stream.next_text().await;
+    // As timeout(1) does: once to the process, once to its group.
+    for _ in 0..2 {
+        up.signal("TERM").await;
+    }
+    let rest = stream.rest().await;
+    assert_eq!(rest.last().map(|event| event.data.as_str()), Some("[DONE]"));
+    let ended = up.finished().await;
+    assert_eq!(ended.code, 0, "{}", ended.err);
+}
+
+#[tokio::test]
 async fn a_missing_parent_is_waited_for() {
     let (_registry, _root, etcd) = grove().await;
     let early = node("b", "a", &etcd);
@@ -217,7 +247,7 @@ async fn taken_ports_are_named_with_what_to_do() {
     let registry = up.fact("registry").await;
     let registry = registry.trim_start_matches("http://");
     let again = banyan(&format!("up --engine fake --listen 127.0.0.1:0 --registry-listen {registry}")).await;
-    failed(&again, 4, &[registry, "--etcd", "--registry-listen"]);
+    failed(&again, 4, &[registry, &format!("`banyan up --etcd http://{registry} --cluster NAME`"), "--registry-listen"]);
     let api = up.api().await.0.to_string();
     let again = banyan(&format!("up --engine fake --listen {api} --registry-listen 127.0.0.1:0")).await;
     failed(&again, 4, &[&api, "`--listen HOST:PORT`"]);
@@ -245,6 +275,13 @@ async fn a_wrong_command_line_is_exit_2() {
         failed(&banyan(line).await, 2, &["error:"]);
     }
     failed(&banyan("node run a --parent root --engine fake --listen 0.0.0.0:0").await, 2, &["--advertise"]);
+    // Before the registry is asked, and nobody listens there.
+    for line in ["node run a --parent a --listen 127.0.0.1:0", "node move a --parent a"] {
+        failed(&banyan(&format!("{line} --etcd http://127.0.0.1:1")).await, 2, &["`a` can't be its own parent"]);
+    }
+    for id in ["chatcmpl-", "root"] {
+        failed(&banyan(&format!("why {id} --etcd http://127.0.0.1:1")).await, 2, &[id, "hexadecimal digits"]);
+    }
 }
 
 #[tokio::test]
@@ -358,6 +395,15 @@ async fn the_tree_is_measured_at_every_depth() {
     assert_eq!(ways, [(1, "tree"), (1, "api"), (2, "tree"), (2, "api")]);
     for row in measured {
         assert!(row["queries_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{row}");
+    }
+}
+
+#[tokio::test]
+async fn the_engine_is_measured_with_the_bundled_model() {
+    let report = banyan("bench engine --model banyan-tiny --batch 1 --new 4 --rounds 1 -o json").await.json();
+    assert_eq!((&report["model"], &report["decode"][0]["batch"]), (&json!("banyan-tiny"), &json!(1)), "{report}");
+    for rate in [&report["decode"][0]["tokens_per_s"], &report["first_token"][0]["ms"]] {
+        assert!(rate.as_f64().is_some_and(|rate| rate > 0.0), "{report}");
     }
 }
 

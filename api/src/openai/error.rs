@@ -4,6 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
+    extract::rejection::PathRejection,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -94,6 +95,11 @@ impl Error {
         Error::new(status, "server_error", message)
     }
 
+    /// This API ends: 503.
+    pub(crate) fn closing() -> Self {
+        Error::server(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down: ask again").retry_after(RETRY_AFTER)
+    }
+
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
         self.status = status;
         self
@@ -138,9 +144,7 @@ impl Error {
                 tracing::warn!(error = &failure as &dyn std::error::Error, "answer makes no sense");
                 Error::server(StatusCode::INTERNAL_SERVER_ERROR, format!("{failure}: are all nodes of one version?")).not_again()
             }
-            Failure::Closing => {
-                Error::server(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down: ask again").retry_after(RETRY_AFTER)
-            }
+            Failure::Closing => Error::closing(),
         }
     }
 
@@ -204,6 +208,14 @@ impl Error {
                 Error::server(StatusCode::INTERNAL_SERVER_ERROR, advice("the root could not take the query: ask again"))
             }
         }
+    }
+}
+
+/// A path with a part that is no text.
+impl From<PathRejection> for Error {
+    fn from(rejection: PathRejection) -> Self {
+        let message = format!("the path can't be read ({}): write names in UTF-8, percent-encoded", rejection.body_text());
+        Error::invalid(message).status(rejection.status())
     }
 }
 

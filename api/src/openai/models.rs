@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
 
@@ -54,7 +54,8 @@ pub(crate) async fn models(State(context): State<Context>) -> Json<List> {
 }
 
 /// One of them; names have slashes.
-pub(crate) async fn model(State(context): State<Context>, Path(id): Path<String>) -> Result<Json<Model>, Error> {
+pub(crate) async fn model(State(context): State<Context>, id: Result<Path<String>, PathRejection>) -> Result<Json<Model>, Error> {
+    let Path(id) = id?;
     let mut offers = catalogue::offers(&context.roots.view());
     match offers.iter().position(|offer| offer.id == id) {
         Some(at) => Ok(Json(offers.swap_remove(at).into())),

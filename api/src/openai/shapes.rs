@@ -85,14 +85,15 @@ impl Usage {
     /// Of all choices, `per_prompt` to a prompt, which counts once.
     pub(super) fn of<'a>(finishes: impl Iterator<Item = &'a v1::Finish>, per_prompt: usize) -> Self {
         let mut usage = Usage::default();
+        let add = |sum: &mut u32, more: u32| *sum = sum.saturating_add(more);
         for (choice, finish) in finishes.enumerate() {
             if choice % per_prompt == 0 {
-                usage.prompt_tokens += finish.prompt_tokens;
-                usage.prompt_tokens_details.cached_tokens += finish.cached_tokens;
+                add(&mut usage.prompt_tokens, finish.prompt_tokens);
+                add(&mut usage.prompt_tokens_details.cached_tokens, finish.cached_tokens);
             }
-            usage.completion_tokens += finish.completion_tokens;
+            add(&mut usage.completion_tokens, finish.completion_tokens);
         }
-        usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
+        usage.total_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
         usage
     }
 }
@@ -244,6 +245,16 @@ mod tests {
         assert_eq!(logprobs["token_logprobs"], serde_json::json!([-0.5, -1.0, -9999.0, 0.0]));
         assert_eq!(logprobs["top_logprobs"], Value::Null);
         assert_eq!(offset, 4);
+    }
+
+    #[test]
+    fn no_count_from_the_wire_wraps_the_sums() {
+        let finish =
+            v1::Finish { prompt_tokens: u32::MAX, completion_tokens: u32::MAX, cached_tokens: u32::MAX, ..Default::default() };
+        let usage = serde_json::to_value(Usage::of([&finish, &finish].into_iter(), 1)).unwrap();
+        for sum in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+            assert_eq!(usage[sum], u32::MAX, "{usage}");
+        }
     }
 
     #[test]

@@ -94,6 +94,24 @@ async fn names_that_are_not_ours_and_pages_of_others_are_refused() {
 }
 
 #[tokio::test]
+async fn a_request_names_its_host_exactly_once() {
+    let rig = rig(hello()).await;
+    let status = async |head: &str| {
+        let reply = client::raw(rig.api.address(), head.as_bytes()).await;
+        if reply.status != 200 {
+            assert!(reply.error()["message"].as_str().unwrap().contains("Host"), "{}", reply.text());
+        }
+        reply.status
+    };
+    let end = "connection: close\r\n\r\n";
+    assert_eq!(status(&format!("GET /livez HTTP/1.1\r\nhost: localhost\r\n{end}")).await, 200);
+    assert_eq!(status(&format!("GET /livez HTTP/1.1\r\n{end}")).await, 400);
+    assert_eq!(status(&format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n{end}")).await, 400);
+    // Version 1.0 does not know the header.
+    assert_eq!(status("GET /livez HTTP/1.0\r\n\r\n").await, 200);
+}
+
+#[tokio::test]
 async fn a_request_keeps_the_name_that_its_client_gave_it() {
     let rig = rig(hello()).await;
     let named = client::ask(rig.api.address(), "GET", "/livez", &[("x-request-id", "mine-1")], b"").await;
@@ -126,4 +144,60 @@ async fn stopping_ends_the_rest_with_an_error() {
     connection.until("shutting down").await;
     rig.root.sees_a_query_dropped().await;
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn stopping_waits_for_no_request_that_is_incomplete() {
+    // Were one waited for, so would be these minutes.
+    let minutes = Duration::from_secs(600);
+    let rig = Rig::start(|_, _| hello(), Limits { drain: minutes, body_read: minutes, ..quick() }).await;
+    let address = rig.api.address();
+    let half = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-le";
+    let mut connections = Vec::new();
+    for sent in ["", half, &format!("GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n{half}")] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        connections.push(stream);
+    }
+    // One that was answered, and sends the next request bit by bit.
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(kept.read(&mut [0; 1024]).await.unwrap() > 0);
+    kept.write_all(half.as_bytes()).await.unwrap();
+    connections.push(kept);
+    // And one whose body is on its way; that one is told.
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n";
+    let mut half_body = TcpStream::connect(address).await.unwrap();
+    half_body.write_all(head.as_bytes()).await.unwrap();
+    let mut read = [0; 1024];
+    let count = half_body.read(&mut read).await.unwrap();
+    assert!(read[..count].starts_with(b"HTTP/1.1 100 "), "{:?}", String::from_utf8_lossy(&read[..count]));
+    half_body.write_all(b"{").await.unwrap();
+
+    tokio::time::timeout(Duration::from_secs(20), rig.api.stop()).await.expect("it waits for what may never come");
+    let mut told = String::new();
+    half_body.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("shutting down"), "{told}");
+    for mut stream in connections {
+        // Closed or reset.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+}
+
+#[tokio::test]
+async fn stopping_lets_slow_readers_have_what_was_written() {
+    // More than sockets hold, so that most of it is in the API when it stops.
+    let many = (0..2000).map(|position| token(position, &"x".repeat(10_000)));
+    let steps: Vec<Step> = many.chain([crate::root::end(2000)]).collect();
+    let limits = Limits { drain: Duration::from_secs(20), ..quick() };
+    let rig = Rig::start(move |_, _| steps.clone(), limits).await;
+    let address = rig.api.address();
+    let mut connection = rig.open("/v1/completions", &json!({ "model": "tiny", "prompt": "a" })).await;
+    connection.until("\r\n").await;
+    let stopped = tokio::spawn(rig.api.stop());
+    while TcpStream::connect(address).await.is_ok() {}
+    let mut rest = Vec::new();
+    connection.stream.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.len() > 19_000_000 && rest.ends_with(b"}"), "{} bytes", rest.len());
+    stopped.await.unwrap();
 }

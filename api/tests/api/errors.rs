@@ -104,6 +104,27 @@ async fn wrong_paths_and_methods_say_which_are_right() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_no_text_is_refused_as_every_bad_request_is() {
+    let rig = rig(hello()).await;
+    for path in ["/v1/models/%ff", "/v1/models/a/%c3%28", "/v1/models/%80%80"] {
+        let reply = rig.get(path).await;
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(reply.error()["message"].as_str().unwrap().contains("UTF-8"), "{}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn pages_are_read_and_not_posted_to() {
+    let rig = rig(hello()).await;
+    for path in ["/", "/app.js"] {
+        let reply = rig.post(path, &json!({})).await;
+        assert_eq!((reply.status, reply.headers["allow"].as_str()), (405, "GET,HEAD"), "{path}");
+        let message = reply.error()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("use GET") && !message.contains("did you mean"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn bodies_beyond_the_limit_are_refused() {
     let rig = Rig::start(|_, _| hello(), banyan_api::Limits { body_bytes: 1000, ..quick() }).await;
     let mut body = chat();

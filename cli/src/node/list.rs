@@ -57,8 +57,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
                 output::note("no node is registered; `banyan up` starts a tree");
                 return Ok(());
             }
-            let text = draw(&listed);
-            output::print(&if output::coloured() { output::paint(&text) } else { text })
+            output::print_states(&draw(&listed))
         }
     }
 }
@@ -140,5 +139,17 @@ root  -       main  unknown  -       -       127.0.0.1:7600
 a     root    main  unknown  -       -       127.0.0.1:7600
 ";
         assert_eq!(draw(&listed), expected);
+    }
+
+    #[test]
+    fn a_member_that_anybody_wrote_is_one_row() {
+        let mut strange = member("a", Some("root"));
+        strange.address = "x\u{202e}\nroot  -  main  ready\x1b[1A".into();
+        strange.device = "cpu\r\n\u{9b}2J".into();
+        let members = [strange];
+        let listed: Vec<Listed> = members.iter().map(|one| list(one, &members, None)).collect();
+        let drawn = draw(&listed);
+        assert_eq!(drawn.lines().count(), 2, "{drawn:?}");
+        assert!(!drawn.contains(['\x1b', '\r', '\u{9b}', '\u{202e}']), "{drawn:?}");
     }
 }

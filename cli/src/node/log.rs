@@ -15,6 +15,7 @@ use crate::{
     lookout::Lookout,
     node::tree,
     output::{self, Format},
+    terminal,
 };
 
 #[derive(clap::Args)]
@@ -46,7 +47,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     match (args.output, args.follow) {
         (Format::Table, _) => {
             let card = drawing::card(&status);
-            output::print(&if output::coloured() { output::paint(&card) } else { card })?;
+            output::print_states(&card)?;
             output::print("\nlast decisions")?;
             let mut any = false;
             while let Some(decision) = decisions.try_next().await? {
@@ -78,7 +79,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn line(decision: &Decision) -> String {
-    format!("  {}  #{:<5} {}", output::time_of_day(decision.at_ms), decision.number, decision.text)
+    format!("  {}  #{:<5} {}", output::time_of_day(decision.at_ms), decision.number, terminal::line(&decision.text))
 }
 
 #[cfg(test)]
@@ -89,5 +90,12 @@ mod tests {
     fn a_decision_is_a_line_with_its_time_and_number() {
         let decision = Decision { number: 7, at_ms: 3_723_004, text: "ran q1".into(), json: String::new() };
         assert_eq!(line(&decision), "  01:02:03.004Z  #7     ran q1");
+    }
+
+    #[test]
+    fn no_decision_forges_another() {
+        let text = "ran q1\n  01:02:03.005Z  #8     ran q2\x1b[2K".to_owned();
+        let told = line(&Decision { text, ..Decision::default() });
+        assert!(!told.contains(['\n', '\x1b']), "{told:?}");
     }
 }

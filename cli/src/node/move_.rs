@@ -6,6 +6,7 @@ use crate::{
     args::RegistryArgs,
     exit::{Code, Failure},
     lookout::{Lookout, within},
+    node::run::check_parent,
     output::{self, Format},
 };
 
@@ -24,6 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    check_parent(&args.name, &args.parent)?;
     let lookout = Lookout::open(&args.registry).await?;
     let member = lookout.member(&args.name)?;
     lookout.member(&args.parent)?;

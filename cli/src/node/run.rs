@@ -55,11 +55,14 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
 }
 
 async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
+    if let Some(parent) = &args.parent {
+        check_parent(&args.name, parent)?;
+    }
     let listener = listen::bind_node(args.listen.as_deref()).await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
     let registry = args.registry.connect().await?;
-    look_ahead(args, &registry).await?;
+    look_ahead(args, address, &registry).await?;
 
     let base = match &args.parent {
         Some(parent) => Config::child(args.name.clone(), parent.clone()),
@@ -91,6 +94,15 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     output::print(&format!("node {} is ready at {address}: {place}", args.name))
 }
 
+/// Nobody hangs below itself; the registry would say so too, but only after everything else was started.
+pub(crate) fn check_parent(name: &NodeName, parent: &NodeName) -> Result<(), Failure> {
+    if name == parent {
+        return Err(Failure::told(Code::Usage, format!("`{name}` can't be its own parent"))
+            .hint("name another node; `banyan node tree` shows which there are"));
+    }
+    Ok(())
+}
+
 /// Others can't dial 'any address'.
 fn check_advertised(args: &Args, address: SocketAddr) -> Result<(), Failure> {
     if address.ip().is_unspecified() && args.advertise.is_none() {
@@ -101,8 +113,11 @@ fn check_advertised(args: &Args, address: SocketAddr) -> Result<(), Failure> {
 }
 
 /// What would fail after the model is loaded fails better before; and who waits is told for what.
-async fn look_ahead(args: &Args, registry: &Registry) -> Result<(), Failure> {
-    if let Some(holder) = registry.member(&args.name).await? {
+async fn look_ahead(args: &Args, address: SocketAddr, registry: &Registry) -> Result<(), Failure> {
+    let advertised = args.advertise.clone().unwrap_or_else(|| address.to_string());
+    // A holder at the very address that this process listens on is its own earlier life, which was killed: the node waits for
+    // that one's lease to end.
+    if let Some(holder) = registry.member(&args.name).await?.filter(|holder| holder.address != advertised) {
         return Err(RegisterError::Taken { holder: Box::new(holder) }.into());
     }
     match &args.parent {

@@ -1,6 +1,6 @@
 //! `banyan node tree`: the whole tree, drawn; every node's load.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::time::Duration;
 
 use banyan_proto::v1::TreeView;
 
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         let drawn = match refreshed(&mut lookout).await {
             Ok(trees) => match args.output {
                 Format::Table => drawing::trees(&trees),
-                Format::Json => serde_json::to_string(&flat(&trees)).map_err(anyhow::Error::new)?,
+                Format::Json => output::json_line(&flat(&trees))?,
             },
             // A tree that is away for a moment is what one watches for.
             Err(failure) => {
@@ -49,9 +49,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             }
         };
         if drawn != shown {
-            let clear = if std::io::stdout().is_terminal() && args.output == Format::Table { "\x1b[2J\x1b[H" } else { "" };
-            let painted = if output::coloured() { output::paint(&drawn) } else { drawn.clone() };
-            output::print(&format!("{clear}{painted}"))?;
+            match args.output {
+                Format::Json => output::print(&drawn)?,
+                Format::Table => {
+                    output::clear()?;
+                    output::print_states(&drawn)?;
+                }
+            }
             shown = drawn;
         }
     }
@@ -80,10 +84,7 @@ fn show(trees: &[TreeView], lookout: &Lookout, format: Format) -> Result<(), Fai
     let nodes = flat(trees);
     match format {
         Format::Json => output::print_json(&nodes)?,
-        Format::Table => {
-            let text = drawing::trees(trees);
-            output::print(&if output::coloured() { output::paint(&text) } else { text })?;
-        }
+        Format::Table => output::print_states(&drawing::trees(trees))?,
     }
     let registered = lookout.members.iter().map(|member| member.name.as_str());
     let missing: Vec<&str> = registered.filter(|name| !nodes.iter().any(|node| node.name == *name)).collect();
