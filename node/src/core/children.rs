@@ -53,10 +53,9 @@ impl Core {
         if let Some(desk) = &mut self.desk {
             desk.sent_to(&id, child);
         }
-        if self.desk.is_none()
-            && let Some(header) = &mut query.header
-        {
-            // The root wrote its own hop when it sent the query.
+        // The root has written its own hop where there was more to say than whom it chose.
+        let written = |header: &v1::Header| header.trail.last().is_some_and(|hop| hop.node == self.name.as_str());
+        if let Some(header) = query.header.as_mut().filter(|header| !written(header)) {
             let reason = translate::reason_of_choice(choice).into();
             header.trail.push(v1::Hop { node: self.name.to_string(), reason, spent_us: 0 });
         }

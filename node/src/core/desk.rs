@@ -20,6 +20,9 @@ use crate::{
 /// A client that reads nothing for that long, with answers waiting for it, has gone or might as well have.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A query that left sooner did not wait for room, it only passed through.
+const WAITED_US: u64 = 1000;
+
 pub(super) struct Desk {
     pub(super) ledger: Ledger,
     clients: HashMap<QueryId, Client>,
@@ -84,12 +87,16 @@ impl Desk {
     pub(super) fn query(&self, root: &NodeName, ticket: &Ticket, why: Why, now: u64) -> Option<v1::Query> {
         let client = self.clients.get(&ticket.id)?;
         let (delivered, left_us, alone) = self.ledger.delivered(&ticket.id, now)?;
-        let reason = translate::reason_of_why(why).into();
         let spent_us = self.ledger.waited(&ticket.id, now).unwrap_or(0);
+        let mut trail = Vec::new();
+        if why != Why::New || spent_us >= WAITED_US {
+            let reason = translate::reason_of_why(why).into();
+            trail.push(v1::Hop { node: root.to_string(), reason, spent_us });
+        }
         let header = v1::Header {
             attempt: Some(ticket.attempt.into()),
             remaining_ms: left_us / 1000,
-            trail: vec![v1::Hop { node: root.to_string(), reason, spent_us }],
+            trail,
             alone,
             ..client.header.clone()
         };
