@@ -36,6 +36,8 @@ pub(crate) struct Deliver {
 impl Deliver {
     /// Keeps a stream open to whoever is the root, until the node stops.
     pub(crate) async fn run(mut self) {
+        // A root that stays away is news once.
+        let mut told = false;
         loop {
             let Some(root) = self.root.borrow_and_update().clone() else {
                 if self.root.changed().await.is_err() {
@@ -45,6 +47,7 @@ impl Deliver {
             };
             match self.connect(&root).await {
                 Ok((to, controls)) => {
+                    told = false;
                     if self.core.tell(Input::RootConnected { to }).await.is_err() || self.serve(&root, controls).await {
                         return;
                     }
@@ -52,7 +55,10 @@ impl Deliver {
                         return;
                     }
                 }
-                Err(error) => tracing::info!(node = %self.name, root = root.address, error, "can't reach the root"),
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::info!(node = %self.name, root = root.address, error, "can't reach the root, trying again");
+                }
+                Err(error) => tracing::debug!(node = %self.name, root = root.address, error, "can't reach the root"),
             }
             let factor = rand::rng().random_range(0.5..1.5);
             sleep(PAUSE.mul_f64(factor)).await;

@@ -97,9 +97,11 @@ impl Uplink {
                         last = Some(candidate.name);
                         break;
                     }
-                    Err(error) => {
-                        tracing::info!(node = %self.name, parent = %candidate.name, %error, "can't attach");
+                    // Those that stay away are news once.
+                    Err(error) if failures == 0 => {
+                        tracing::info!(node = %self.name, parent = %candidate.name, %error, "can't attach, trying again");
                     }
+                    Err(error) => tracing::debug!(node = %self.name, parent = %candidate.name, %error, "can't attach"),
                 }
             }
             match ended {
