@@ -122,7 +122,8 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Preferred => "the node that the query prefers",
         Reason::Waited => "waited at the root for room",
         Reason::Recalled => "recalled from a queue: there was room elsewhere",
-        Reason::Lost => "its holder was lost",
+        Reason::Returned => "handed back by a node that left",
+        Reason::Lost => "its holder was lost, or nobody said to hold it",
         Reason::Refused => "the node could not take it",
     }
 }
@@ -208,7 +209,7 @@ attempt 1, sent after 10 µs
   +500 µs  a     runs it
   +900 µs  a     lost
 
-attempt 2, sent after 950 µs: its holder was lost
+attempt 2, sent after 950 µs: its holder was lost, or nobody said to hold it
 ";
         assert_eq!(draw(&way()), expected);
     }

@@ -168,8 +168,7 @@ impl Core {
             Input::ChildReport { child, link, report } => self.child_report(child, link, report),
             Input::ChildGone { child, link } => {
                 if self.children.get(&child).is_some_and(|known| known.link == link) {
-                    self.children.remove(&child);
-                    self.route(router::Event::ChildLeft { child });
+                    self.cut_child(child);
                 }
             }
             Input::Inspected { inspected } => {
@@ -413,6 +412,8 @@ impl Core {
         if let Some(desk) = &mut self.desk {
             desk.shut_down();
         }
+        // The parent sends nothing more down here, least of all what is handed back.
+        self.uplink = None;
         if let Some(work) = &mut self.engine {
             work.hand_back();
             work.flush();

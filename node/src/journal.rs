@@ -96,6 +96,7 @@ impl Fact {
                     actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Placed { .. }))
                 }
                 ledger::Event::Refused { .. } | ledger::Event::Returned { .. } | ledger::Event::HolderLost { .. } => true,
+                ledger::Event::Vanished { .. } => !actions.is_empty(),
                 ledger::Event::ClientLeft { .. } => !actions.is_empty(),
                 ledger::Event::Tick | ledger::Event::Room(_) | ledger::Event::Held { .. } => actions.iter().any(|action| {
                     matches!(action, ledger::Action::Fail { .. } | ledger::Action::Recall { .. } | ledger::Action::Cancel { .. })
@@ -186,6 +187,7 @@ fn ledger_event(event: &ledger::Event) -> String {
         Event::Bounced { id, .. } => format!("query {id} found no child"),
         Event::Returned { id, holder, .. } => format!("query {id} handed back by {}", holder.name),
         Event::HolderLost { stream } => format!("the stream {stream} of a node broke"),
+        Event::Vanished { id } => format!("query {id} was sent to a child that is gone"),
         Event::ClientLeft { id } => format!("the client of query {id} left"),
     }
 }
@@ -197,6 +199,7 @@ fn ledger_action(action: &ledger::Action) -> Option<String> {
         Action::Fail { id, failure } => match failure {
             Failure::Overloaded { retry_after_ms } => format!("refuse {id}, the lanes are full for {retry_after_ms} ms"),
             Failure::UnknownModel { .. } => format!("fail {id}, no node serves its model"),
+            Failure::Unserved => format!("fail {id}, the nodes of its model are away"),
             Failure::Deadline => format!("fail {id}, its deadline passed"),
             Failure::Poison => format!("fail {id}, two nodes died or failed while they ran it"),
             Failure::Holder => format!("fail {id}, as the node said"),

@@ -31,8 +31,9 @@ pub const HOLDING_TIMEOUT_US: u64 = 2_000_000;
 /// A running query that makes no progress has a hung engine. The longest honest silence is one prefill chunk of a large
 /// model on an old machine.
 pub const PROGRESS_TIMEOUT_US: u64 = 30_000_000;
-/// How long a query waits for a node that serves its model: nodes that lost their parent are back by then.
-pub const UNSERVED_TIMEOUT_US: u64 = 10_000_000;
+/// How long a query waits for a node that serves its model: one that died and was started again is back by then, although
+/// the lease of its earlier life has to end first.
+pub const UNSERVED_TIMEOUT_US: u64 = 30_000_000;
 /// More models than any tree has engines for; beyond that a model that is away is unknown at once.
 const KNOWN_MODELS_MAX: usize = 4096;
 /// With classic routing the root knows no room, so it tries again in portions.
@@ -52,7 +53,11 @@ pub struct Ledger {
     known: BTreeSet<Arc<str>>,
     /// The last progress on each node's stream: an engine that gets on with others is not hung.
     streams: HashMap<u64, u64>,
-    /// Queries in nodes' queues that may be recalled, the oldest first.
+    /// Suspects that wait for their turn, the oldest first, and the one whose turn it is: when its node dies too, it alone
+    /// is to blame.
+    suspects: BTreeSet<(u64, QueryId)>,
+    suspect: Option<QueryId>,
+    /// Queries in nodes' queues, the oldest first.
     queued: BTreeSet<(u64, QueryId)>,
     /// Recalled and not yet back: each has a room waiting for it.
     recalling: BTreeSet<QueryId>,
@@ -75,6 +80,8 @@ impl Ledger {
             room: Vec::new(),
             known: BTreeSet::new(),
             streams: HashMap::new(),
+            suspects: BTreeSet::new(),
+            suspect: None,
             queued: BTreeSet::new(),
             recalling: BTreeSet::new(),
             accepted: 0,
@@ -97,7 +104,7 @@ impl Ledger {
 
     /// Queries that wait at the root.
     pub fn waiting(&self) -> usize {
-        self.lanes.len()
+        self.lanes.len() + self.suspects.len()
     }
 
     /// The root's reign.
@@ -105,11 +112,16 @@ impl Ledger {
         self.settings.epoch
     }
 
-    /// The tokens that a query's client has, what is left of its time at `now` in microseconds, and whether it has to
-    /// run alone: what a new attempt takes along.
-    pub fn delivered(&self, id: &QueryId, now: u64) -> Option<(&[u32], u64, bool)> {
+    /// The tokens that a query's client has, and what is left of its time at `now` in microseconds: what a new attempt takes
+    /// along.
+    pub fn delivered(&self, id: &QueryId, now: u64) -> Option<(&[u32], u64)> {
         let entry = self.entries.get(id)?;
-        Some((&entry.tokens, entry.deadline.saturating_sub(now), entry.deaths > 0))
+        Some((&entry.tokens, entry.deadline.saturating_sub(now)))
+    }
+
+    /// Whether an engine died or failed with a query that has not got past that point since.
+    pub fn is_suspect(&self, id: &QueryId) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.suspect)
     }
 
     /// The current attempt at a live query.
@@ -166,22 +178,17 @@ impl Ledger {
             }
             Event::Held { id, attempt, holder, running, trail } => {
                 self.streams.insert(holder.stream, now);
-                if let Some(entry) = self.entries.get_mut(&id)
-                    && entry.forgive(attempt, &holder.name)
-                    && entry.state == State::Queued
-                {
-                    // It need not run alone any more, so any room will do.
-                    self.queued.insert((entry.order, id));
+                if self.entries.get_mut(&id).is_some_and(|entry| entry.forgive(attempt, &holder.name)) {
+                    self.clear(id);
                 }
                 if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
                     entry.hold(now, holder, running, trail);
-                    let (order, placed, alone) = (entry.order, entry.placed(), entry.deaths > 0);
+                    let (order, placed) = (entry.order, entry.placed());
                     actions.push(placed);
                     if running {
                         self.queued.remove(&(order, id));
                         self.recalling.remove(&id);
-                    } else if !alone {
-                        // Whoever has to run alone waits for an empty engine, which room elsewhere does not promise.
+                    } else {
                         self.queued.insert((order, id));
                     }
                     self.dispatch(now, &mut actions);
@@ -247,10 +254,20 @@ impl Ledger {
             }
             Event::HolderLost { stream } => {
                 self.streams.remove(&stream);
-                for id in self.held_by(stream) {
-                    self.lose(now, id, &mut actions);
+                let held = self.held_by(stream);
+                let guilty = self.suspect.filter(|suspect| held.contains(suspect) && self.entries[suspect].started);
+                for id in held {
+                    let bystander = guilty.is_some_and(|guilty| guilty != id);
+                    self.lose(now, id, bystander, &mut actions);
                 }
                 self.dispatch(now, &mut actions);
+            }
+            Event::Vanished { id } => {
+                if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.state == State::Sent) {
+                    entry.tried(now, None, Outcome::Lost, Vec::new());
+                    self.wait_again(now, id, Why::Lost, &mut actions);
+                    self.dispatch(now, &mut actions);
+                }
             }
             Event::ClientLeft { id } => {
                 if let Some(entry) = self.entries.get(&id) {
@@ -330,6 +347,11 @@ impl Ledger {
             }
             entry.tokens.extend(tokens);
             actions.push(Action::Deliver { id });
+            if entry.is_proven() {
+                entry.suspect = false;
+                self.clear(id);
+                self.dispatch(now, actions);
+            }
         } else if position > next {
             // Something between was lost, which one stream can't do: this attempt can't be trusted any more.
             actions.push(Action::Cancel { stream: holder.stream, id, attempt });
@@ -348,28 +370,42 @@ impl Ledger {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.wait(now, why);
         actions.push(entry.placed());
-        let (order, waiting) = (entry.order, entry.waiting());
-        self.lanes.push(waiting);
+        let (order, waiting, suspect) = (entry.order, entry.waiting(), entry.suspect);
+        if suspect {
+            self.suspects.insert((order, id));
+        } else {
+            self.lanes.push(waiting);
+        }
+        self.suspect = self.suspect.filter(|out| *out != id);
         self.queued.remove(&(order, id));
         self.recalling.remove(&id);
     }
 
+    /// A query is suspect no more: the next one has its turn.
+    fn clear(&mut self, id: QueryId) {
+        self.suspect = self.suspect.filter(|out| *out != id);
+        let Some(entry) = self.entries.get(&id) else { return };
+        if self.suspects.remove(&(entry.order, id)) {
+            self.lanes.push(entry.waiting());
+        }
+    }
+
     /// The holder is gone: the query goes out again behind what was delivered. Only what its engine had begun is blamed.
-    fn lose(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
+    fn lose(&mut self, now: u64, id: QueryId, bystander: bool, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.tried(now, None, Outcome::Lost, Vec::new());
-        if entry.state == State::Running && entry.started {
+        if entry.state == State::Running && entry.started && !bystander {
             self.blame(now, id, actions);
         } else {
             self.wait_again(now, id, Why::Lost, actions);
         }
     }
 
-    /// An engine died or failed with the query in it: it runs alone next, and the second time it fails.
+    /// An engine died or failed with the query in it: it is a suspect next, and if that happens again before it got past the
+    /// point, or too often, it fails.
     fn blame(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.blame();
-        if entry.deaths > 1 {
+        if entry.blame() {
             actions.push(Action::Fail { id, failure: Failure::Poison });
             self.end(now, id, Outcome::Lost, Some("two nodes failed while they ran it"));
         } else {
@@ -379,9 +415,10 @@ impl Ledger {
 
     fn end(&mut self, now: u64, id: QueryId, outcome: Outcome, error: Option<&str>) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
-        if entry.state == State::Waiting {
+        if entry.state == State::Waiting && !self.suspects.remove(&(entry.order, id)) {
             self.lanes.remove(&entry.waiting());
         }
+        self.suspect = self.suspect.filter(|out| *out != id);
         self.queued.remove(&(entry.order, id));
         self.recalling.remove(&id);
         entry.end(now, outcome, error);
@@ -398,20 +435,34 @@ impl Ledger {
     /// Sends what waits while there is room, the oldest first: a query that waits in a node's queue is older than those
     /// behind it in the lanes, so it is recalled before they take the room.
     fn dispatch(&mut self, now: u64, actions: &mut Vec<Action>) {
-        if self.settings.eager || self.lanes.len() == 0 && self.queued.len() == self.recalling.len() {
+        if self.settings.eager || self.waiting() == 0 && self.queued.len() == self.recalling.len() {
             return;
         }
         let mut free = self.room.clone();
         for id in &self.recalling {
             capacity::take(&mut free, &self.entries[id].model);
         }
+        // What is recalled goes to the room that is kept for it; sent into a queue meanwhile, a younger one would get there.
+        let mut reserved: Vec<Arc<str>> = self.recalling.iter().map(|id| self.entries[id].model.clone()).collect();
+        if let Some(&(_, id)) = self.suspects.first().filter(|_| self.suspect.is_none()) {
+            let waiting = self.entries[&id].waiting();
+            if capacity::total(&free, &waiting.model, |set| set.room | set.queue) > 0 {
+                capacity::take(&mut free, &waiting.model);
+                self.send(now, &waiting, actions);
+            }
+        }
         loop {
-            let open = |model: &str| capacity::total(&free, model, |set| set.room | set.queue) > 0;
+            let open = |model: &str| {
+                let shares = |other: &Arc<str>| **other == *model || model.is_empty() || other.is_empty();
+                let queues = !reserved.iter().any(shares);
+                capacity::total(&free, model, |set| if queues { set.room | set.queue } else { set.room }) > 0
+            };
             let next = self.lanes.peek(open).cloned();
             let oldest = self.oldest_to_recall(&free).filter(|(order, _)| next.as_ref().is_none_or(|next| *order < next.order));
             if let Some((_, id)) = oldest {
                 let entry = self.entries.get_mut(&id).expect("a queued query is live");
                 capacity::take(&mut free, &entry.model);
+                reserved.push(entry.model.clone());
                 entry.recalled = true;
                 self.recalling.insert(id);
                 let holder = entry.holder.as_ref().expect("a queued query has a holder");
@@ -435,6 +486,10 @@ impl Ledger {
 
     /// Classic routing: whatever was refused or lost goes out again, oldest owner first, without a look at any room.
     fn retry(&mut self, now: u64, most: usize, actions: &mut Vec<Action>) {
+        if let Some(&(_, id)) = self.suspects.first().filter(|_| self.suspect.is_none()) {
+            let waiting = self.entries[&id].waiting();
+            self.send(now, &waiting, actions);
+        }
         for _ in 0..most {
             let Some(next) = self.lanes.peek(|_| true).cloned() else { return };
             self.send(now, &next, actions);
@@ -442,7 +497,12 @@ impl Ledger {
     }
 
     fn send(&mut self, now: u64, waiting: &Waiting, actions: &mut Vec<Action>) {
-        self.lanes.serve(waiting);
+        let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
+        if self.suspects.remove(&(entry.order, entry.id)) {
+            self.suspect = Some(entry.id);
+        } else {
+            self.lanes.serve(waiting);
+        }
         capacity::take(&mut self.room, &waiting.model);
         let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
         let why = entry.why;
@@ -453,7 +513,6 @@ impl Ledger {
             model: entry.model.clone(),
             prefer: entry.prefer.clone(),
             hops: 0,
-            alone: entry.deaths > 0,
             // Which child had the last one is the node task's to say.
             avoid: None,
         };
@@ -487,7 +546,9 @@ impl Ledger {
         }
         match entry.state {
             State::Waiting => {
-                actions.push(Action::Fail { id, failure: self.unknown_model() });
+                let known = entry.model.is_empty() || self.known.contains(&entry.model);
+                let failure = if known { Failure::Unserved } else { self.unknown_model() };
+                actions.push(Action::Fail { id, failure });
                 self.end(now, id, Outcome::Expired, Some("no node serves its model"));
             }
             State::Sent => {
@@ -496,7 +557,7 @@ impl Ledger {
             }
             State::Running => {
                 entry.cancel(actions);
-                self.lose(now, id, actions);
+                self.lose(now, id, false, actions);
             }
             State::Queued | State::Ended => {}
         }

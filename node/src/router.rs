@@ -67,8 +67,6 @@ pub struct Ticket {
     pub prefer: Option<NodeName>,
     /// Nodes that it came through.
     pub hops: u32,
-    /// Runs with no neighbour: a node died while it ran it.
-    pub alone: bool,
     /// The child that let the last attempt vanish: gets this one only if nobody else can have it.
     pub avoid: Option<NodeName>,
 }
@@ -205,8 +203,6 @@ pub struct Router {
     settings: Settings,
     connected: bool,
     running: BTreeMap<QueryId, Attempt>,
-    /// The one of them that runs alone.
-    alone: Option<QueryId>,
     queue: VecDeque<Ticket>,
     children: Vec<Child>,
     /// Of the children's estimates.
@@ -224,7 +220,6 @@ impl Router {
             settings,
             connected,
             running: BTreeMap::new(),
-            alone: None,
             queue: VecDeque::new(),
             children: Vec::new(),
             sum: Sum::default(),
@@ -298,7 +293,6 @@ impl Router {
             }
             Event::Ended { id } => {
                 if self.running.remove(&id).is_some() {
-                    self.alone = self.alone.filter(|alone| *alone != id);
                     self.start_waiting(&mut actions);
                 }
             }
@@ -308,13 +302,11 @@ impl Router {
                     actions.push(Action::Abort { id });
                 } else if self.take_queued(id, |queued| queued <= attempt) {
                     actions.push(Action::Drop { id });
-                    self.start_waiting_if_free(&mut actions);
                 }
             }
             Event::Recalled { id, attempt } => {
                 if self.take_queued(id, |queued| queued == attempt) {
                     actions.push(Action::Return { id });
-                    self.start_waiting_if_free(&mut actions);
                 }
             }
         }
@@ -351,8 +343,8 @@ impl Router {
         if let Some(child) = preferred_elsewhere.and_then(|name| self.preferred(name, &ticket)) {
             return self.forward(child, ticket, Choice::Preferred);
         }
-        if ours && self.own_room() > 0 && self.may_start(&ticket) {
-            self.start(&ticket);
+        if ours && self.own_room() > 0 {
+            self.running.insert(id, ticket.attempt);
             return Action::Execute { id };
         }
         if let Some((child, choice)) = self.choose(&ticket) {
@@ -439,9 +431,7 @@ impl Router {
 
     fn own_room(&self) -> u32 {
         match &self.settings.engine {
-            Some(engine) if self.connected && self.queue.is_empty() && self.alone.is_none() => {
-                engine.busy_at.saturating_sub(self.running.len() as u32)
-            }
+            Some(engine) if self.connected && self.queue.is_empty() => engine.busy_at.saturating_sub(self.running.len() as u32),
             _ => 0,
         }
     }
@@ -449,31 +439,10 @@ impl Router {
     fn start_waiting(&mut self, actions: &mut Vec<Action>) {
         let batch_max = self.settings.engine.as_ref().map_or(0, |engine| engine.batch_max) as usize;
         while self.running.len() < batch_max
-            && self.queue.front().is_some_and(|next| self.may_start(next))
             && let Some(ticket) = self.queue.pop_front()
         {
-            self.start(&ticket);
+            self.running.insert(ticket.id, ticket.attempt);
             actions.push(Action::Execute { id: ticket.id });
-        }
-    }
-
-    /// When what left the queue had to run alone, those behind it need not wait any longer for the engine to be empty.
-    fn start_waiting_if_free(&mut self, actions: &mut Vec<Action>) {
-        let busy_at = self.settings.engine.as_ref().map_or(0, |engine| engine.busy_at) as usize;
-        if self.running.len() < busy_at {
-            self.start_waiting(actions);
-        }
-    }
-
-    /// Whoever runs alone begins when nobody runs, and nobody begins beside it.
-    fn may_start(&self, ticket: &Ticket) -> bool {
-        self.alone.is_none() && (!ticket.alone || self.running.is_empty())
-    }
-
-    fn start(&mut self, ticket: &Ticket) {
-        self.running.insert(ticket.id, ticket.attempt);
-        if ticket.alone {
-            self.alone = Some(ticket.id);
         }
     }
 

@@ -23,7 +23,6 @@ pub(crate) fn ticket(header: &v1::Header) -> Option<Ticket> {
         model: header.model.as_str().into(),
         prefer: header.prefer.parse().ok(),
         hops: header.trail.len() as u32,
-        alone: header.alone,
         avoid: None,
     })
 }
@@ -90,7 +89,8 @@ pub(crate) fn reason_of_choice(choice: Choice) -> v1::Reason {
 pub(crate) fn reason_of_why(why: Why) -> v1::Reason {
     match why {
         Why::New => v1::Reason::Waited,
-        Why::Recalled | Why::Returned => v1::Reason::Recalled,
+        Why::Recalled => v1::Reason::Recalled,
+        Why::Returned => v1::Reason::Returned,
         Why::Lost => v1::Reason::Lost,
         Why::Refused => v1::Reason::Refused,
     }
@@ -133,7 +133,8 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
         stop: generation.stop,
         ignore_eos: generation.ignore_eos,
         resume: query.delivered.clone(),
-        alone: query.header.as_ref().is_some_and(|header| header.alone),
+        // Suspects are kept apart by the root, so that nobody has to wait for an empty engine.
+        alone: false,
     })
 }
 
@@ -227,6 +228,10 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
             models: served.iter().map(|model| model.to_string()).collect(),
             ..of(v1::Failure::UnknownModel, "no node of the tree serves this model now")
         },
+        Failure::Unserved => v1::Failed {
+            retry_after_ms: 1000,
+            ..of(v1::Failure::NoNode, "the nodes that served this model are away, and none came back in time")
+        },
         Failure::Deadline => of(v1::Failure::Deadline, "the query's deadline passed before its answer was complete"),
         Failure::Poison => {
             let because = said.map(|said| format!(": {}", said.message)).unwrap_or_default();
@@ -277,7 +282,7 @@ fn one_try(one: &ledger::Try) -> v1::Try {
             None => "",
             Some(Outcome::Finished) => "finished",
             Some(Outcome::Lost) => "lost",
-            Some(Outcome::Returned) => "recalled",
+            Some(Outcome::Returned) => "returned",
             Some(Outcome::Refused) => "refused",
             Some(Outcome::Cancelled) => "cancelled",
             Some(Outcome::Expired) => "expired",

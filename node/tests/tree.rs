@@ -490,7 +490,7 @@ impl World {
         for action in self.ledger.handle(self.now, event) {
             match action {
                 ledger::Action::Send { ticket, .. } => {
-                    let (delivered, ..) = self.ledger.delivered(&ticket.id, self.now).expect("what is sent is live");
+                    let (delivered, _) = self.ledger.delivered(&ticket.id, self.now).expect("what is sent is live");
                     let position = delivered.len() as u32;
                     self.root(router::Event::Arrived(ticket.clone()), Some(Down { ticket, position }));
                 }
@@ -513,7 +513,7 @@ impl World {
                     let served = self.root.capacity().iter().any(|set| serves(&set.models, client.model));
                     match failure {
                         Failure::Overloaded { .. } => assert!(client.got.is_empty()),
-                        Failure::UnknownModel { .. } => assert!(!served),
+                        Failure::UnknownModel { .. } | Failure::Unserved => assert!(!served),
                         Failure::Poison => {}
                         other => panic!("{other:?}"),
                     }
@@ -575,10 +575,10 @@ impl World {
             let waits = client.ends == 0
                 && !client.left
                 && !self.nodes.iter().any(|node| node.alive && node.kept.get(id).is_some_and(|kept| kept.running));
-            // Whoever has to run alone waits for an empty engine.
-            let alone = self.ledger.delivered(id, self.now).is_some_and(|(_, _, alone)| alone);
+            // Suspects wait for their turn.
+            let suspect = self.ledger.is_suspect(id);
             assert!(
-                !(waits && !alone && idle.contains(client.model)),
+                !(waits && !suspect && idle.contains(client.model)),
                 "query {id} for {} waits while a node idles: {:?}",
                 client.model,
                 self.ledger.way(id)

@@ -177,7 +177,7 @@ impl Error {
             }
             v1::Failure::TooLong => {
                 let message = format!(
-                    "this model's maximum context length is {} tokens, and {} were asked for in prompt and completion: shorten \
+                    "this model's maximum context length is {} tokens, and at least {} were asked for in prompt and completion: shorten \
                      the prompt, or ask for fewer tokens",
                     failed.limit, failed.got
                 );
@@ -196,6 +196,10 @@ impl Error {
             }
             v1::Failure::ShuttingDown => {
                 Error::server(StatusCode::SERVICE_UNAVAILABLE, advice("the tree is shutting down: ask again")).retry_after(after)
+            }
+            v1::Failure::NoNode => {
+                Error::server(StatusCode::SERVICE_UNAVAILABLE, advice("the nodes of this model are away: ask again"))
+                    .retry_after(after)
             }
             v1::Failure::Cancelled => {
                 Error::server(StatusCode::INTERNAL_SERVER_ERROR, advice("the query was cancelled: ask again"))

@@ -4,7 +4,7 @@ use banyan_proto::{NodeName, QueryId, v1};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Core, input, input::ChildLink, parent::ancestry_down};
-use crate::{router, translate};
+use crate::{ledger, router, translate};
 
 /// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
 const SETS_MAX: usize = 256;
@@ -68,8 +68,13 @@ impl Core {
 
     pub(super) fn cut_child(&mut self, child: NodeName) {
         // Dropping the sender ends the stream; the child attaches again.
-        if self.children.remove(&child).is_some() {
-            self.route(router::Event::ChildLeft { child });
+        if self.children.remove(&child).is_none() {
+            return;
+        }
+        let sent = self.desk.as_ref().map(|desk| desk.sent_through(&child)).unwrap_or_default();
+        self.route(router::Event::ChildLeft { child });
+        for id in sent {
+            self.ledger(ledger::Event::Vanished { id }, None);
         }
     }
 

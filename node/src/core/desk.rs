@@ -86,20 +86,15 @@ impl Desk {
     /// The message that goes down for an attempt.
     pub(super) fn query(&self, root: &NodeName, ticket: &Ticket, why: Why, now: u64) -> Option<v1::Query> {
         let client = self.clients.get(&ticket.id)?;
-        let (delivered, left_us, alone) = self.ledger.delivered(&ticket.id, now)?;
+        let (delivered, left_us) = self.ledger.delivered(&ticket.id, now)?;
         let spent_us = self.ledger.waited(&ticket.id, now).unwrap_or(0);
         let mut trail = Vec::new();
         if why != Why::New || spent_us >= WAITED_US {
             let reason = translate::reason_of_why(why).into();
             trail.push(v1::Hop { node: root.to_string(), reason, spent_us });
         }
-        let header = v1::Header {
-            attempt: Some(ticket.attempt.into()),
-            remaining_ms: left_us / 1000,
-            trail,
-            alone,
-            ..client.header.clone()
-        };
+        let header =
+            v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms: left_us / 1000, trail, ..client.header.clone() };
         Some(v1::Query { header: Some(header), payload: client.payload.clone(), delivered: delivered.to_vec() })
     }
 
@@ -159,6 +154,12 @@ impl Desk {
         if let Some(client) = self.clients.get_mut(id) {
             client.child = Some(child.clone());
         }
+    }
+
+    /// The queries whose last attempt was sent to a child.
+    pub(super) fn sent_through(&self, child: &NodeName) -> Vec<QueryId> {
+        let through = self.clients.iter().filter(|(_, client)| client.child.as_ref() == Some(child));
+        through.map(|(id, _)| *id).collect()
     }
 
     /// Whom the next attempt should not be sent to: the child with which the last one was lost.

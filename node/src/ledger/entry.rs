@@ -16,6 +16,11 @@ use crate::{
 /// Attempts that `why` shows; a query that is recalled or refused more often has said enough.
 const TRIES_MAX: usize = 64;
 
+/// Tokens behind the point of a death after which a query is no suspect: the step that killed came and went.
+const PROOF_TOKENS: u32 = 2;
+/// Whatever is there when so many engines die is not run again, wherever it was.
+const DEATHS_MAX: u32 = 3;
+
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: QueryId,
@@ -42,7 +47,11 @@ pub(super) struct Entry {
     /// Whether the holder's engine has begun with it.
     pub(super) started: bool,
     /// Engines that died or failed with it.
-    pub(super) deaths: u32,
+    deaths: u32,
+    /// It has not got past the point of the last death.
+    pub(super) suspect: bool,
+    /// Tokens that the client had then.
+    died_at: u32,
     /// The attempt and the node of the last one.
     blamed: Option<(Attempt, NodeName)>,
     pub(super) recalled: bool,
@@ -77,6 +86,8 @@ impl Entry {
             seen_at: now,
             started: false,
             deaths: 0,
+            suspect: false,
+            died_at: 0,
             blamed: None,
             recalled: false,
             why: Why::New,
@@ -149,21 +160,31 @@ impl Entry {
         self.seen_at = now;
     }
 
-    /// The current holder's engine died or failed with it.
-    pub(super) fn blame(&mut self) {
+    /// The current holder's engine died or failed with it. True when that is once too often: a suspect has not got past the
+    /// point of the first time.
+    pub(super) fn blame(&mut self) -> bool {
+        let again = self.suspect;
         self.deaths += 1;
+        self.suspect = true;
+        self.died_at = self.tokens.len() as u32;
         self.blamed = self.holder.as_ref().map(|holder| (self.attempt, holder.name.clone()));
+        again || self.deaths > DEATHS_MAX
+    }
+
+    /// Whether a suspect has got past the point.
+    pub(super) fn is_proven(&self) -> bool {
+        self.suspect && self.tokens.len() as u32 >= self.died_at + PROOF_TOKENS
     }
 
     /// A node that says to hold a lost attempt lives: it was its stream that broke, so nobody is to blame.
-    /// True when that clears the query of all blame.
+    /// True when that clears a suspect.
     pub(super) fn forgive(&mut self, attempt: Attempt, name: &NodeName) -> bool {
         if self.blamed.as_ref().is_none_or(|(lost, by)| *lost != attempt || by != name) {
             return false;
         }
         self.blamed = None;
         self.deaths -= 1;
-        self.deaths == 0
+        std::mem::take(&mut self.suspect)
     }
 
     /// A query that waits is not stranded as long as somebody serves its model.

@@ -144,6 +144,11 @@ pub enum Event {
         /// The stream's number.
         stream: u64,
     },
+    /// The child that an attempt was sent to is gone.
+    Vanished {
+        /// Which query; matters only if nobody holds it yet.
+        id: QueryId,
+    },
     /// Nobody reads the answer any more.
     ClientLeft {
         /// Of which query.
@@ -234,6 +239,8 @@ pub enum Failure {
         /// Those that are served.
         served: Vec<Arc<str>>,
     },
+    /// The nodes that served the model are away.
+    Unserved,
     /// Its time is over.
     Deadline,
     /// Nodes died or failed while they ran it.

@@ -28,7 +28,7 @@ fn id(number: u128) -> QueryId {
 
 fn ask(number: u128) -> Event {
     let attempt = Attempt { epoch: 1, number: 1 };
-    Event::Arrived(Ticket { id: id(number), attempt, model: "m".into(), prefer: None, hops: 0, alone: false, avoid: None })
+    Event::Arrived(Ticket { id: id(number), attempt, model: "m".into(), prefer: None, hops: 0, avoid: None })
 }
 
 fn capacity(model: &str, room: u32, queue: u32, slots: u32) -> Vec<Capacity> {
@@ -226,25 +226,6 @@ fn with(event: Event, change: impl FnOnce(&mut Ticket)) -> Event {
     let Event::Arrived(mut ticket) = event else { return event };
     change(&mut ticket);
     Event::Arrived(ticket)
-}
-
-#[test]
-fn a_query_that_runs_alone_waits_for_an_empty_engine_and_keeps_others_out() {
-    let mut leaf = leaf(2, 2);
-    let alone = with(ask(2), |ticket| ticket.alone = true);
-    assert_eq!(leaf.feed([ask(1), alone, ask(3)])[1..], [Action::Queue { id: id(2) }, Action::Queue { id: id(3) }]);
-    assert_eq!(leaf.feed([Event::Ended { id: id(1) }]), [Action::Execute { id: id(2) }]);
-    assert_eq!(leaf.capacity()[0].room, 0);
-    assert_eq!(leaf.feed([Event::Ended { id: id(2) }]), [Action::Execute { id: id(3) }]);
-}
-
-#[test]
-fn those_behind_a_query_that_was_to_run_alone_start_when_it_is_cancelled() {
-    let mut leaf = leaf(2, 2);
-    leaf.feed([ask(1), with(ask(2), |ticket| ticket.alone = true), ask(3)]);
-    let attempt = Attempt { epoch: 1, number: 1 };
-    let done = leaf.feed([Event::Cancelled { id: id(2), attempt }]);
-    assert_eq!(done, [Action::Drop { id: id(2) }, Action::Execute { id: id(3) }]);
 }
 
 #[test]
