@@ -5,6 +5,7 @@
 //! source, so a client sees each position exactly once, whoever died. Pure code: time comes in with each event. Which
 //! child a query goes to is the router's; payloads and streams are the node task's.
 
+mod dispatch;
 mod entry;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,7 @@ use self::entry::Entry;
 pub use self::types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
 use crate::{
     capacity::{self, Capacity},
-    lanes::{Lanes, Waiting},
-    router::Ticket,
+    lanes::Lanes,
     ways::Ways,
 };
 
@@ -263,9 +263,8 @@ impl Ledger {
                 self.dispatch(now, &mut actions);
             }
             Event::Vanished { id } => {
-                if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.state == State::Sent) {
-                    entry.tried(now, None, Outcome::Lost, Vec::new());
-                    self.wait_again(now, id, Why::Lost, &mut actions);
+                if self.entries.get(&id).is_some_and(|entry| entry.state == State::Sent) {
+                    self.lose(now, id, true, &mut actions);
                     self.dispatch(now, &mut actions);
                 }
             }
@@ -355,8 +354,7 @@ impl Ledger {
         } else if position > next {
             // Something between was lost, which one stream can't do: this attempt can't be trusted any more.
             actions.push(Action::Cancel { stream: holder.stream, id, attempt });
-            entry.tried(now, None, Outcome::Lost, Vec::new());
-            self.wait_again(now, id, Why::Lost, actions);
+            self.lose(now, id, true, actions);
             self.dispatch(now, actions);
             return;
         }
@@ -390,7 +388,8 @@ impl Ledger {
         }
     }
 
-    /// The holder is gone: the query goes out again behind what was delivered. Only what its engine had begun is blamed.
+    /// The attempt is lost: the query goes out again behind what was delivered. Blamed is only what an engine had begun, and no
+    /// bystander.
     fn lose(&mut self, now: u64, id: QueryId, bystander: bool, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.tried(now, None, Outcome::Lost, Vec::new());
@@ -432,93 +431,6 @@ impl Ledger {
         ids.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Sends what waits while there is room, the oldest first: a query that waits in a node's queue is older than those
-    /// behind it in the lanes, so it is recalled before they take the room.
-    fn dispatch(&mut self, now: u64, actions: &mut Vec<Action>) {
-        if self.settings.eager || self.waiting() == 0 && self.queued.len() == self.recalling.len() {
-            return;
-        }
-        let mut free = self.room.clone();
-        for id in &self.recalling {
-            capacity::take(&mut free, &self.entries[id].model);
-        }
-        // What is recalled goes to the room that is kept for it; sent into a queue meanwhile, a younger one would get there.
-        let mut reserved: Vec<Arc<str>> = self.recalling.iter().map(|id| self.entries[id].model.clone()).collect();
-        if let Some(&(_, id)) = self.suspects.first().filter(|_| self.suspect.is_none()) {
-            let waiting = self.entries[&id].waiting();
-            if capacity::total(&free, &waiting.model, |set| set.room | set.queue) > 0 {
-                capacity::take(&mut free, &waiting.model);
-                self.send(now, &waiting, actions);
-            }
-        }
-        loop {
-            let open = |model: &str| {
-                let shares = |other: &Arc<str>| **other == *model || model.is_empty() || other.is_empty();
-                let queues = !reserved.iter().any(shares);
-                capacity::total(&free, model, |set| if queues { set.room | set.queue } else { set.room }) > 0
-            };
-            let next = self.lanes.peek(open).cloned();
-            let oldest = self.oldest_to_recall(&free).filter(|(order, _)| next.as_ref().is_none_or(|next| *order < next.order));
-            if let Some((_, id)) = oldest {
-                let entry = self.entries.get_mut(&id).expect("a queued query is live");
-                capacity::take(&mut free, &entry.model);
-                reserved.push(entry.model.clone());
-                entry.recalled = true;
-                self.recalling.insert(id);
-                let holder = entry.holder.as_ref().expect("a queued query has a holder");
-                actions.push(Action::Recall { stream: holder.stream, id, attempt: entry.attempt });
-            } else if let Some(next) = next {
-                capacity::take(&mut free, &next.model);
-                self.send(now, &next, actions);
-            } else {
-                return;
-            }
-        }
-    }
-
-    fn oldest_to_recall(&self, free: &[Capacity]) -> Option<(u64, QueryId)> {
-        if free.iter().all(|set| set.room == 0) {
-            return None;
-        }
-        let open = |id: &QueryId| capacity::total(free, &self.entries[id].model, |set| set.room) > 0;
-        self.queued.iter().find(|(_, id)| !self.recalling.contains(id) && open(id)).copied()
-    }
-
-    /// Classic routing: whatever was refused or lost goes out again, oldest owner first, without a look at any room.
-    fn retry(&mut self, now: u64, most: usize, actions: &mut Vec<Action>) {
-        if let Some(&(_, id)) = self.suspects.first().filter(|_| self.suspect.is_none()) {
-            let waiting = self.entries[&id].waiting();
-            self.send(now, &waiting, actions);
-        }
-        for _ in 0..most {
-            let Some(next) = self.lanes.peek(|_| true).cloned() else { return };
-            self.send(now, &next, actions);
-        }
-    }
-
-    fn send(&mut self, now: u64, waiting: &Waiting, actions: &mut Vec<Action>) {
-        let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
-        if self.suspects.remove(&(entry.order, entry.id)) {
-            self.suspect = Some(entry.id);
-        } else {
-            self.lanes.serve(waiting);
-        }
-        capacity::take(&mut self.room, &waiting.model);
-        let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
-        let why = entry.why;
-        entry.send(now);
-        let ticket = Ticket {
-            id: entry.id,
-            attempt: entry.attempt,
-            model: entry.model.clone(),
-            prefer: entry.prefer.clone(),
-            hops: 0,
-            // Which child had the last one is the node task's to say.
-            avoid: None,
-        };
-        actions.push(Action::Send { ticket, why });
-    }
-
     fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         self.measure_rate(now);
         for entry in self.entries.values_mut() {
@@ -551,10 +463,7 @@ impl Ledger {
                 actions.push(Action::Fail { id, failure });
                 self.end(now, id, Outcome::Expired, Some("no node serves its model"));
             }
-            State::Sent => {
-                entry.tried(now, None, Outcome::Lost, Vec::new());
-                self.wait_again(now, id, Why::Lost, actions);
-            }
+            State::Sent => self.lose(now, id, true, actions),
             State::Running => {
                 entry.cancel(actions);
                 self.lose(now, id, false, actions);

@@ -363,3 +363,16 @@ fn a_query_that_was_asked_twice_is_not_ambiguous() {
     }
     assert_eq!(ledger.ids_with_prefix("0000"), [id(1)]);
 }
+
+#[test]
+fn a_suspect_whose_nodes_are_away_does_not_hold_up_one_of_another_model() {
+    let mut ledger = ledger();
+    let set = |model: &str| Capacity { models: vec![model.into()], room: 4, queue: 0, slots: 4 };
+    ledger.feed(0, [Event::Room(vec![set("m"), set("other")])]);
+    ledger.feed(0, [Event::Asked(asked(1)), Event::Asked(Asked { model: "other".into(), ..asked(2) })]);
+    ledger.feed(0, [held(1, 1, "a", true), progressed(1, 1, "a"), held(2, 1, "b", true), progressed(2, 1, "b")]);
+    // The last node of `m` takes it along.
+    ledger.feed(1, [Event::Room(Vec::new()), Event::HolderLost { stream: holder("a").stream }]);
+    ledger.feed(1, [Event::HolderLost { stream: holder("b").stream }]);
+    assert_eq!(sent(&ledger.feed(2, [Event::Room(vec![set("other")])])), [(id(2), 2)]);
+}
