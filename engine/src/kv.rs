@@ -15,14 +15,15 @@ pub(crate) const PAGE_TOKENS: u32 = 16;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) layers: usize,
-    pub(crate) heads: usize,
+    /// Of keys and values.
+    pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) context: u32,
 }
 
 impl Shape {
     fn page_bytes(&self) -> u64 {
-        (self.layers * kernels::page_floats(self.heads, self.head_dim) * size_of::<f32>()) as u64
+        (self.layers * kernels::page_floats(self.kv_heads, self.head_dim) * size_of::<f32>()) as u64
     }
 }
 
@@ -76,7 +77,7 @@ pub(crate) struct Pages(pub(crate) Vec<u32>);
 impl Cache {
     /// Pages for the CPU's kernels.
     pub(crate) fn for_kernels(shape: Shape, pages: u32) -> Result<Cache> {
-        let floats = pages as usize * kernels::page_floats(shape.heads, shape.head_dim);
+        let floats = pages as usize * kernels::page_floats(shape.kv_heads, shape.head_dim);
         let layers = (0..shape.layers).map(|_| kernels::zeroed(floats)).collect::<Option<Vec<_>>>();
         let layers = layers.ok_or_else(|| candle_core::Error::Msg("the system has no memory for the KV pages".into()))?;
         Ok(Cache { storage: Storage::Kernels(layers), free: Vec::new(), fresh: 0, pages })
@@ -84,7 +85,7 @@ impl Cache {
 
     /// Pages for plain candle operations on any device.
     pub(crate) fn plain(shape: Shape, pages: u32, dtype: DType, device: &Device) -> Result<Cache> {
-        let dims = (pages as usize * PAGE_TOKENS as usize, shape.heads * shape.head_dim);
+        let dims = (pages as usize * PAGE_TOKENS as usize, shape.kv_heads * shape.head_dim);
         let layer = |_| Ok((Tensor::zeros(dims, dtype, device)?, Tensor::zeros(dims, dtype, device)?));
         let layers = (0..shape.layers).map(layer).collect::<Result<Vec<_>>>()?;
         Ok(Cache { storage: Storage::Plain(layers), free: Vec::new(), fresh: 0, pages })
@@ -118,7 +119,7 @@ impl Cache {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { layers: 1, heads: 1, head_dim: 8, context: 100 };
+    const SHAPE: Shape = Shape { layers: 1, kv_heads: 1, head_dim: 8, context: 100 };
 
     #[test]
     fn pages_are_given_once_and_come_back() {

@@ -66,7 +66,7 @@ impl Language for Model {
     }
 
     fn vocabulary(&self) -> usize {
-        self.network.config.vocab_size
+        self.config.vocabulary()
     }
 
     fn read<'a>(&self, request: &'a Request) -> Result<Reading<'a>, Refusal> {

@@ -5,7 +5,7 @@
 use candle_core::{D, DType, Result, Storage as Stored, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
-use crate::kernels::{self, Attention, Epilogue, Isa, PackedF32, PackedQ8, Pool, Segment};
+use crate::kernels::{self, Attention, Epilogue, Isa, Packed, Pool, Segment};
 use crate::kv::{PAGE_TOKENS, Storage};
 
 /// What computes.
@@ -29,8 +29,7 @@ pub(crate) enum Then<'a> {
 
 /// A matrix `[inputs, columns]` and its bias.
 pub(crate) enum Linear {
-    F32 { weight: PackedF32, bias: Vec<f32> },
-    Q8 { weight: PackedQ8, bias: Vec<f32> },
+    Packed { weight: Packed, bias: Vec<f32> },
     Plain { weight: Tensor, bias: Option<Tensor> },
 }
 
@@ -74,8 +73,7 @@ impl Linear {
             Tensor::from_vec(rows, (tokens.len(), inputs), &candle_core::Device::Cpu)
         };
         match self {
-            Linear::F32 { weight, .. } => rows(weight.inputs, &|token, row| weight.column(token, row)),
-            Linear::Q8 { weight, .. } => rows(weight.inputs, &|token, row| weight.column(token, row)),
+            Linear::Packed { weight, .. } => rows(weight.inputs(), &|token, row| weight.column(token, row)),
             // Kept as `[columns, inputs]` and transposed in name only.
             Linear::Plain { weight, .. } => weight.t()?.index_select(&Tensor::new(tokens, weight.device())?, 0),
         }
@@ -83,8 +81,7 @@ impl Linear {
 
     fn columns(&self) -> Result<usize> {
         match self {
-            Linear::F32 { weight, .. } => Ok(weight.columns),
-            Linear::Q8 { weight, .. } => Ok(weight.columns),
+            Linear::Packed { weight, .. } => Ok(weight.columns()),
             Linear::Plain { weight, .. } => weight.dim(1),
         }
     }
@@ -94,8 +91,7 @@ impl Linear {
             candle_core::bail!("packed weights are for the kernels");
         };
         with_floats(x, |x| match self {
-            Linear::F32 { weight, bias } => Ok(kernels::matmul_f32(isa, pool, x, weight, bias, epilogue)),
-            Linear::Q8 { weight, bias } => Ok(kernels::matmul_q8(isa, pool, x, weight, bias, epilogue)),
+            Linear::Packed { weight, bias } => Ok(kernels::matmul(isa, pool, x, weight, bias, epilogue)),
             Linear::Plain { .. } => candle_core::bail!("plain weights are for candle's operations"),
         })?
     }
@@ -130,21 +126,33 @@ impl LayerNorm {
     }
 }
 
-/// Stores keys and values of `qkv` (`[rows, 3 * heads * head_dim]`) in one layer's pages, and attends causally: `[rows, heads *
-/// head_dim]`. Every row is in one segment, in order.
+/// How many heads, and how wide.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    /// Of queries.
+    pub(crate) queries: usize,
+    /// Of keys and values.
+    pub(crate) kv: usize,
+    /// Numbers of each.
+    pub(crate) dim: usize,
+}
+
+/// Stores keys and values of `qkv` (`[rows, (heads.queries + 2 * heads.kv) * heads.dim]`) in one layer's pages, and attends
+/// causally: `[rows, heads.queries * heads.dim]`. Every row is in one segment, in order.
 pub(crate) fn attention(
     on: Compute<'_>,
     qkv: &Tensor,
-    [heads, head_dim]: [usize; 2],
+    shape: Heads,
     scale: f32,
     segments: &[Segment<'_>],
     cache: &mut Storage,
     layer: usize,
 ) -> Result<Tensor> {
+    let Heads { queries: heads, kv: kv_heads, dim: head_dim } = shape;
     match (on, cache) {
         (Compute::Kernels(isa, pool), Storage::Kernels(layers)) => {
             let cache = &mut layers[layer];
-            let y = with_floats(qkv, |qkv| Attention { heads, head_dim, scale, qkv, segments, cache }.run(isa, pool))?;
+            let y = with_floats(qkv, |qkv| Attention { heads, kv_heads, head_dim, scale, qkv, segments, cache }.run(isa, pool))?;
             Tensor::from_vec(y, (qkv.dim(0)?, heads * head_dim), qkv.device())
         }
         (Compute::Plain, Storage::Plain(layers)) => {

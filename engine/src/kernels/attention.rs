@@ -47,10 +47,12 @@ pub(crate) struct Segment<'a> {
 /// One layer's attention.
 pub(crate) struct Attention<'a> {
     pub(crate) heads: usize,
+    /// Heads of keys and values; each serves `heads / kv_heads` heads of queries (grouped-query attention, arXiv:2305.13245).
+    pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     /// Times a query, before anything else.
     pub(crate) scale: f32,
-    /// `[rows, 3, heads, head_dim]`: query, key, value.
+    /// `[rows, heads + 2 * kv_heads, head_dim]`: queries, keys, values.
     pub(crate) qkv: &'a [f32],
     /// Each row in at most one; rows in none get zeroes.
     pub(crate) segments: &'a [Segment<'a>],
@@ -61,7 +63,8 @@ pub(crate) struct Attention<'a> {
 impl Attention<'_> {
     /// Stores the rows' keys and values, then attends: `[rows, heads, head_dim]`.
     pub(crate) fn run(self, isa: Isa, pool: &Pool) -> Vec<f32> {
-        let Attention { heads, head_dim, scale, qkv, segments, cache } = self;
+        let Attention { heads, kv_heads, head_dim, scale, qkv, segments, cache } = self;
+        assert_eq!(heads, kv_heads, "grouped queries are not there yet");
         let width = heads * head_dim;
         assert!(width > 0 && qkv.len().is_multiple_of(3 * width), "rows of q, k and v");
         let rows = qkv.len() / (3 * width);
@@ -371,7 +374,7 @@ mod tests {
     }
 
     fn run(isa: Isa, pool: &Pool, shape: (usize, usize), qkv: &[f32], segments: &[Segment<'_>], cache: &mut [f32]) -> Vec<f32> {
-        Attention { heads: shape.0, head_dim: shape.1, scale: 0.3, qkv, segments, cache }.run(isa, pool)
+        Attention { heads: shape.0, kv_heads: shape.0, head_dim: shape.1, scale: 0.3, qkv, segments, cache }.run(isa, pool)
     }
 
     #[test]

@@ -10,13 +10,13 @@ mod attention;
 mod lines;
 mod matmul;
 mod matmul_q8;
+mod packed;
 mod pointwise;
 mod pool;
 mod simd;
 
 pub(crate) use attention::{Attention, Segment, page_floats};
-pub(crate) use matmul::{PackedF32, matmul_f32};
-pub(crate) use matmul_q8::{PackedQ8, matmul_q8};
+pub(crate) use packed::{Block, Columns, Packed, matmul};
 pub(crate) use pointwise::layer_norm;
 pub(crate) use pool::Pool;
 pub(crate) use simd::Isa;

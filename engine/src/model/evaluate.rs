@@ -10,7 +10,7 @@ impl Model {
     /// The logits behind each token of a text that begins at position 0: `[tokens][vocabulary]`. Computed by steps of up to
     /// `chunk` tokens on so many threads, which changes no bit of them. A text longer than the context is an error.
     pub fn logits(&self, tokens: &[u32], chunk: usize, threads: usize) -> Result<Vec<Vec<f32>>> {
-        let (context, vocabulary) = (self.kv_shape().context as usize, self.network.config.vocab_size);
+        let (context, vocabulary) = (self.kv_shape().context as usize, self.config.vocabulary());
         if tokens.len() > context || tokens.iter().any(|&token| token as usize >= vocabulary) {
             candle_core::bail!("a text of {} tokens; the model takes {context}, of a vocabulary of {vocabulary}", tokens.len());
         }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::weights::Weights;
 use crate::kernels::{Pool, Segment};
 use crate::kv::{Shape, Storage};
-use crate::ops::{Compute, LayerNorm, Linear, Then, attention};
+use crate::ops::{Compute, Heads, LayerNorm, Linear, Then, attention};
 use crate::{LoadError, threads};
 
 /// No known model of this family is near these; beyond them a config.json is damaged or hostile.
@@ -123,6 +123,10 @@ impl Config {
         self.n_embd / self.n_head
     }
 
+    fn heads(&self) -> Heads {
+        Heads { queries: self.n_head, kv: self.n_head, dim: self.head_dim() }
+    }
+
     /// Number of weights.
     pub(crate) fn parameters(&self) -> u64 {
         let (n, inner) = (self.n_embd as u64, self.n_inner as u64);
@@ -134,7 +138,7 @@ impl Config {
     /// What KV pages must hold.
     pub(crate) fn kv_shape(&self) -> Shape {
         // A `Config` has no size beyond 2^24.
-        Shape { layers: self.n_layer, heads: self.n_head, head_dim: self.head_dim(), context: self.n_positions as u32 }
+        Shape { layers: self.n_layer, kv_heads: self.n_head, head_dim: self.head_dim(), context: self.n_positions as u32 }
     }
 }
 
@@ -223,7 +227,7 @@ impl Gpt2 {
         let positions = Tensor::new(positions, self.wpe.device())?;
         let mut x = (self.embed(tokens)? + self.wpe.index_select(&positions, 0)?)?;
         for (layer, block) in self.h.iter().enumerate() {
-            x = block.forward(on, &x, segments, cache, layer, [self.config.n_head, self.config.head_dim()])?;
+            x = block.forward(on, &x, segments, cache, layer, self.config.heads())?;
         }
         if samples.is_empty() {
             return Ok(Vec::new());
@@ -273,7 +277,7 @@ impl Block {
         segments: &[Segment<'_>],
         cache: &mut Storage,
         layer: usize,
-        shape: [usize; 2],
+        shape: Heads,
     ) -> Result<Tensor> {
         let qkv = self.attn.c_attn.forward(on, &self.ln_1.forward(on, x)?, Then::Nothing)?;
         let attended = attention(on, &qkv, shape, self.attn.scale, segments, cache, layer)?;

@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod gpt2;
+mod network;
 mod options;
 mod weights;
 
@@ -18,13 +19,14 @@ use crate::kv::{self, Cache};
 use crate::ops::Compute;
 use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer};
 
-pub(crate) use gpt2::{Config, Gpt2};
+pub(crate) use network::{Config, Network};
 pub use options::{DeviceChoice, Dtype, LoadOptions, UnknownChoice};
 use weights::{Form, From, Weights};
 
 /// Weights, tokenizer and template. They never change: several engines share one by `Arc`.
 pub struct Model {
-    pub(crate) network: Gpt2,
+    pub(crate) network: Network,
+    pub(crate) config: Config,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Template,
     name: String,
@@ -53,8 +55,9 @@ impl Model {
     pub fn random(dtype: Dtype) -> Result<Model, LoadError> {
         let weights =
             Weights { source: From::Random, form: Form::Packed(dtype.settled()), device: Device::Cpu, taken: Mutex::default() };
-        let network = Gpt2::load(Config::gpt2(), &weights)?;
-        Model::finish("gpt2-random".into(), 0, &Folder::Bundled, network, &weights, Isa::detect())
+        let config = Config::Gpt2(gpt2::Config::gpt2());
+        let network = Network::load(config.clone(), &weights)?;
+        Model::finish("gpt2-random".into(), 0, &Folder::Bundled, config, network, &weights, Isa::detect())
     }
 
     /// The general form: tests compare forms and instruction sets.
@@ -64,9 +67,9 @@ impl Model {
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
         let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
         let weights = Weights { source: From::Checkpoint(&checkpoint, prefix), form, device, taken: Mutex::default() };
-        let network = Gpt2::load(config, &weights)?;
-        let model = Model::finish(source.name().into(), source.created(), folder, network, &weights, isa)?;
-        info!(model = model.name, parameters = model.network.config.parameters(), fingerprint = model.fingerprint, "loaded");
+        let network = Network::load(config.clone(), &weights)?;
+        let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, isa)?;
+        info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");
         Ok(model)
     }
 
@@ -74,12 +77,13 @@ impl Model {
         name: String,
         created: u64,
         folder: &Folder,
-        network: Gpt2,
+        config: Config,
+        network: Network,
         weights: &Weights<'_>,
         isa: Isa,
     ) -> Result<Model, LoadError> {
         let tokenizer = Tokenizer::open(folder)?;
-        let (tokens, rows) = (tokenizer.vocabulary(), network.config.vocab_size);
+        let (tokens, rows) = (tokenizer.vocabulary(), config.vocabulary());
         if tokens > rows {
             let message = format!("the tokenizer has {tokens} tokens and the model only {rows}: they are not of one model");
             return Err(LoadError::Invalid { path: folder.show("tokenizer.json"), message });
@@ -91,6 +95,7 @@ impl Model {
         let template = Template::open(folder)?;
         let mut model = Model {
             network,
+            config,
             tokenizer: Arc::new(tokenizer),
             template,
             name,
@@ -103,7 +108,7 @@ impl Model {
         };
         let mut hash = Sha256::new();
         hash.update(weights.identity());
-        let (config, kernels, device) = (&model.network.config, model.kernels(), model.device.tag());
+        let (config, kernels, device) = (&model.config, model.kernels(), model.device.tag());
         hash.update(format!("{config:?} {dtype} {kernels} {device} {}", env!("CARGO_PKG_VERSION")));
         // Half of it is enough to tell models apart, and short enough to read out.
         model.fingerprint = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -113,20 +118,20 @@ impl Model {
     pub(crate) fn info(&self, batch_max: u32) -> Info {
         Info {
             model: self.name.clone(),
-            context: self.network.config.kv_shape().context,
+            context: self.config.kv_shape().context,
             chat: self.template.own(),
             device: self.device.tag(),
             dtype: self.dtype.to_string(),
             batch_max,
             fingerprint: self.fingerprint.clone(),
-            parameters: self.network.config.parameters(),
+            parameters: self.config.parameters(),
             created: self.created,
         }
     }
 
     /// KV memory for an engine.
     pub(crate) fn cache(&self, pages: u32) -> candle_core::Result<Cache> {
-        let shape = self.network.config.kv_shape();
+        let shape = self.config.kv_shape();
         match self.form {
             Form::Packed(_) => Cache::for_kernels(shape, pages),
             Form::Plain => Cache::plain(shape, pages, DType::F32, &self.device),
@@ -150,7 +155,7 @@ impl Model {
     }
 
     pub(crate) fn kv_shape(&self) -> kv::Shape {
-        self.network.config.kv_shape()
+        self.config.kv_shape()
     }
 }
 

@@ -24,16 +24,20 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// What matrices are stored as: `auto`, `f32`, `q8`.
+/// What matrices are stored as: `auto`, `f32`, `bf16`, `q8`, `q4`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// f32: the model's own text.
+    /// As the checkpoint has them where that is a quantized form, else f32: the model's own text.
     #[default]
     Auto,
     /// 32-bit floating point.
     F32,
-    /// Q8_0: blocks of 32 8-bit numbers with one scale.
+    /// bfloat16.
+    Bf16,
+    /// Blocks of 8-bit numbers with one scale.
     Q8,
+    /// Blocks of 4-bit numbers with a scale and a least value; embeddings and head in [`Dtype::Q8`].
+    Q4,
 }
 
 impl Dtype {
@@ -41,7 +45,7 @@ impl Dtype {
     pub(crate) fn settled(self) -> Dtype {
         match self {
             Dtype::Auto | Dtype::F32 => Dtype::F32,
-            Dtype::Q8 => Dtype::Q8,
+            other => other,
         }
     }
 }
@@ -89,8 +93,10 @@ impl FromStr for Dtype {
         match text {
             "auto" => Ok(Dtype::Auto),
             "f32" => Ok(Dtype::F32),
+            "bf16" => Ok(Dtype::Bf16),
             "q8" => Ok(Dtype::Q8),
-            _ => Err(UnknownChoice { what: "dtype", given: text.to_owned(), choices: "auto, f32 or q8" }),
+            "q4" => Ok(Dtype::Q4),
+            _ => Err(UnknownChoice { what: "dtype", given: text.to_owned(), choices: "auto, f32, bf16, q8 or q4" }),
         }
     }
 }
@@ -100,7 +106,9 @@ impl fmt::Display for Dtype {
         f.write_str(match self {
             Dtype::Auto => "auto",
             Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
             Dtype::Q8 => "q8",
+            Dtype::Q4 => "q4",
         })
     }
 }
@@ -119,6 +127,6 @@ mod tests {
         }
         assert_eq!("gpu".parse::<DeviceChoice>().unwrap_err().to_string(), "\"gpu\" is no device: take auto, cpu or cuda:N");
         assert!("cuda:x".parse::<DeviceChoice>().is_err());
-        assert!("bf16".parse::<Dtype>().is_err());
+        assert!("int3".parse::<Dtype>().is_err());
     }
 }

@@ -41,7 +41,7 @@ impl<'a> Bench<'a> {
         let samples: Vec<u32> = (0..tokens.len() as u32).collect();
         let on = self.model.compute(self.pool);
         let logits = self.model.network.forward(on, &mut self.cache.storage, &tokens, &segments, &samples).unwrap();
-        logits.chunks(self.model.network.config.vocab_size).map(<[f32]>::to_vec).collect()
+        logits.chunks(self.model.config.vocabulary()).map(<[f32]>::to_vec).collect()
     }
 
     /// All logits of a text, computed by chunks.

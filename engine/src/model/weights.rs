@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Mutex;
 
 use super::Dtype;
-use crate::kernels::{PackedF32, PackedQ8};
+use crate::kernels::{Columns, Packed};
 use crate::ops::{LayerNorm, Linear, with_floats};
 use crate::{Checkpoint, LoadError};
 
@@ -96,11 +96,8 @@ impl Weights<'_> {
             Some(bias) => bias.to_vec1().map_err(LoadError::Prepare)?,
             None => Vec::new(),
         };
-        with_floats(&weight, |weight| match dtype {
-            Dtype::Q8 => Linear::Q8 { weight: PackedQ8::pack(weight, inputs, columns, strides), bias },
-            Dtype::Auto | Dtype::F32 => Linear::F32 { weight: PackedF32::pack(weight, inputs, columns, strides), bias },
-        })
-        .map_err(LoadError::Prepare)
+        let weight = with_floats(&weight, |weights| Packed::pack(dtype, &Floats { weights, inputs, columns, strides }));
+        Ok(Linear::Packed { weight: weight.map_err(LoadError::Prepare)??, bias })
     }
 
     /// What identifies everything that was taken.
@@ -108,6 +105,34 @@ impl Weights<'_> {
         let mut taken = self.taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         taken.sort_unstable();
         Sha256::digest(taken.join("\n")).into()
+    }
+}
+
+/// A matrix in f32 whose element for an input and a column is `weights[input * strides[0] + column * strides[1]]`.
+struct Floats<'a> {
+    weights: &'a [f32],
+    inputs: usize,
+    columns: usize,
+    strides: [usize; 2],
+}
+
+impl Columns for Floats<'_> {
+    fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn stored(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn floats(&self, column: usize, to: &mut [f32]) {
+        for (input, to) in to.iter_mut().enumerate() {
+            *to = self.weights[input * self.strides[0] + column * self.strides[1]];
+        }
     }
 }
 
