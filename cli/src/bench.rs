@@ -3,22 +3,34 @@
 mod compare;
 mod engine;
 mod latencies;
+mod limits;
+mod load;
+mod machine;
+mod plot;
 mod route;
+mod served;
+mod tables;
 mod testbed;
 
 use crate::exit::Failure;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// How fast the engine decodes and prefills, alone.
-    Engine(engine::Args),
+    /// How fast the engine decodes and prefills, alone, beside what the machine could do at best.
+    Engine(Box<engine::Args>),
+    /// What the machine could do at best: reads of memory, and arithmetic.
+    Limits(limits::Args),
+    /// How fast a running API answers many clients.
+    Load(load::Args),
     /// What the tree costs: queries a second and added latency, with an engine that costs nothing.
     Route(route::Args),
 }
 
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Engine(args) => engine::run(args).await,
+        Command::Engine(args) => engine::run(*args).await,
+        Command::Limits(args) => limits::run(args).await,
+        Command::Load(args) => load::run(args).await,
         Command::Route(args) => route::run(args).await,
     }
 }

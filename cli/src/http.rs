@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, client::conn::http1, header};
+use hyper::{Request, Response, body::Incoming, client::conn::http1, header, http::request};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -27,18 +27,46 @@ impl Connection {
 
     /// Posts JSON, and returns the whole answer; anything but 200 is an error.
     pub(crate) async fn post(&mut self, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        whole(self.ask(Request::post(path), body).await?).await
+    }
+
+    /// As [`Connection::post`], without a question.
+    pub(crate) async fn get(&mut self, path: &str) -> anyhow::Result<Bytes> {
+        whole(self.ask(Request::get(path), Bytes::new()).await?).await
+    }
+
+    /// Posts JSON, and hands the answer over piece by piece as it comes.
+    pub(crate) async fn post_stream(&mut self, path: &str, body: Bytes, mut piece: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        let answer = self.ask(Request::post(path), body).await?;
+        if !answer.status().is_success() {
+            return whole(answer).await.map(|_| ());
+        }
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Some(data) = frame.context("an answer broke off")?.data_ref() {
+                piece(data);
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, request: request::Builder, body: Bytes) -> anyhow::Result<Response<Incoming>> {
         self.sender.ready().await.context("the API closed the connection")?;
-        let request = Request::post(path)
+        let request = request
             .header(header::HOST, self.address.to_string())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .context("failed to make a request")?;
-        let answer = self.sender.send_request(request).await.context("failed to ask the API")?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.context("failed to read the API's answer")?.to_bytes();
-        if !status.is_success() {
-            bail!("the API answered {status}: {}", String::from_utf8_lossy(&body));
-        }
-        Ok(body)
+        self.sender.send_request(request).await.context("failed to ask the API")
     }
+}
+
+/// All of an answer; anything but 200 is an error.
+async fn whole(answer: Response<Incoming>) -> anyhow::Result<Bytes> {
+    let status = answer.status();
+    let body = answer.into_body().collect().await.context("failed to read the API's answer")?.to_bytes();
+    if !status.is_success() {
+        bail!("the API answered {status}: {}", String::from_utf8_lossy(&body));
+    }
+    Ok(body)
 }

@@ -23,7 +23,7 @@ pub(crate) struct ModelArgs {
     pub(crate) dtype: Dtype,
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long, env = "BANYAN_DEVICE", value_name = "DEVICE", default_value = "auto")]
-    device: DeviceChoice,
+    pub(crate) device: DeviceChoice,
 }
 
 impl ModelArgs {

@@ -124,6 +124,10 @@ mod tests {
             "bench route --depth 1 --depth 2 -o json",
             "bench route --compare classic",
             "bench engine --random --dtype q8 --batch 1,8 -o json",
+            "bench engine --random gpt2-large --dtype f32,q8 --threads 1,2 --profile --first-token 512",
+            "bench engine --random --http --plot engine.svg",
+            "bench limits --threads 1",
+            "bench load --url http://127.0.0.1:8080 --concurrency 64 --endpoint completions -o json",
         ] {
             let words = ["banyan"].into_iter().chain(line.split(' '));
             if let Err(error) = Cli::try_parse_from(words) {

@@ -11,7 +11,7 @@ use crate::kernels::Pool;
 use crate::local::Local;
 use crate::runner::{self, Backend, Command, STEPS_WAITING};
 use crate::scheduler::{Limits, Recording, Scheduler};
-use crate::{Model, Request, SequenceId, Step, fake, kv, threads};
+use crate::{Model, Profile, Request, SequenceId, Step, fake, kv, threads};
 
 /// What an engine serves, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,13 +49,15 @@ pub struct Options {
     pub kv_tokens: Option<u64>,
     /// Keeps what the scheduler was told and what it planned.
     pub recording: Option<Recording>,
+    /// Notes where the steps' time goes.
+    pub profile: Option<Profile>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         // 64 rows are where the arithmetic of a step, not the weights' bytes, takes the time; 256 tokens take some tens of
         // milliseconds on two cores.
-        Options { batch_max: 64, threads: None, step_tokens: 256, kv_tokens: None, recording: None }
+        Options { batch_max: 64, threads: None, step_tokens: 256, kv_tokens: None, recording: None, profile: None }
     }
 }
 
@@ -127,7 +129,7 @@ impl Engine {
         let scheduler = Scheduler::new(limits, options.recording);
         let info = model.info(batch_max);
         info!(model = info.model, dtype = info.dtype, device = info.device, threads, pages, "the engine starts");
-        let backend = Local::new(Arc::clone(&model), cache, pool);
+        let backend = Local::new(Arc::clone(&model), cache, pool, options.profile);
         spawn(info, backend, model, scheduler, watch::channel(false).0).map_err(StartError::Thread)
     }
 

@@ -14,9 +14,11 @@ mod hub;
 mod kernels;
 mod kv;
 mod language;
+pub mod limits;
 mod local;
 mod model;
 mod ops;
+mod profile;
 mod progress;
 mod request;
 mod runner;
@@ -34,7 +36,8 @@ pub use engine::{Engine, Info, Options, StartError};
 pub use error::{LoadError, ResolveError};
 pub use folder::Folder;
 pub use hub::{Hub, Token};
-pub use model::{DeviceChoice, Dtype, LoadOptions, Model, UnknownChoice};
+pub use model::{DeviceChoice, Dtype, LoadOptions, Model, RandomShape, UnknownChoice};
+pub use profile::Profile;
 pub use progress::Progress;
 pub use request::{
     FinishReason, LogitBias, Message, Output, Prompt, Refusal, Request, Sampling, SequenceId, Step, TokenLogprob, Usage,

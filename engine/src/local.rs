@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::kernels::{Pool, Segment};
 use crate::kv::{Cache, Pages};
 use crate::language::{Language, Reading};
+use crate::profile::{self, Arithmetic, Part, Profiler, Shape, Work};
 use crate::runner::{Backend, Drawn, Item, Outcome};
-use crate::{Model, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, admission};
+use crate::{Model, Profile, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, admission};
 
 /// One engine's part: the weights are shared, the KV pages and the threads are its own.
 pub(crate) struct Local {
     model: Arc<Model>,
     cache: Cache,
     pool: Pool,
+    profiler: Option<Profiler>,
 }
 
 /// What a sequence needs between steps.
@@ -34,8 +36,8 @@ struct Draw<'a> {
 }
 
 impl Local {
-    pub(crate) fn new(model: Arc<Model>, cache: Cache, pool: Pool) -> Local {
-        Local { model, cache, pool }
+    pub(crate) fn new(model: Arc<Model>, cache: Cache, pool: Pool, profile: Option<Profile>) -> Local {
+        Local { model, cache, pool, profiler: profile.map(Profiler::new) }
     }
 
     /// The logits of each item that samples, one after the other.
@@ -133,8 +135,31 @@ impl Backend for Local {
     type Language = Model;
 
     fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
+        let begun = self.profiler.as_ref().and_then(Profiler::begin);
+        let shape =
+            Shape { rows: items.iter().map(|item| item.count).sum(), samples: items.iter().filter(|item| item.samples).count() };
+        let outcomes = self.pass(items);
+        if let (Some(profiler), Some(begun)) = (&mut self.profiler, begun) {
+            profiler.end(shape, begun);
+        }
+        outcomes
+    }
+
+    fn release(&mut self, state: &mut State) {
+        self.cache.release(std::mem::take(&mut state.pages));
+    }
+}
+
+impl Local {
+    /// In a frame of its own: tests/instructions counts what happens in it.
+    #[inline(never)]
+    fn pass(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
         let vocabulary = self.model.vocabulary();
         let mut logits = self.forward(items).map_err(|error| error.to_string())?;
+        let _span = profile::span(|| {
+            let logits = logits.len() as u64;
+            (Part::Sampling, Work { bytes: 4 * logits, operations: 2 * logits, arithmetic: Arithmetic::F32 })
+        });
         // Drawing from 50,000 logits takes tens of microseconds, and rows are independent: each is a task.
         let mut rows = logits.chunks_exact_mut(vocabulary);
         let draws: Vec<Mutex<Draw<'_>>> = items
@@ -161,8 +186,15 @@ impl Backend for Local {
         Ok(items.iter().map(outcome).collect())
     }
 
-    fn release(&mut self, state: &mut State) {
-        self.cache.release(std::mem::take(&mut state.pages));
+    fn drawn(&self, sampled: Sampled) -> Drawn {
+        let bytes = |token| self.model.tokenizer.token_bytes(token).to_vec();
+        let logprob = sampled.logprob.map(|logprob| TokenLogprob {
+            token: sampled.token,
+            bytes: bytes(sampled.token),
+            logprob: logprob.logprob,
+            top: logprob.top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect(),
+        });
+        Drawn { token: sampled.token, logprob }
     }
 }
 
@@ -179,18 +211,5 @@ impl Draw<'_> {
                  checkpoint again, or serve another one"
             ))
         });
-    }
-}
-
-impl Local {
-    fn drawn(&self, sampled: Sampled) -> Drawn {
-        let bytes = |token| self.model.tokenizer.token_bytes(token).to_vec();
-        let logprob = sampled.logprob.map(|logprob| TokenLogprob {
-            token: sampled.token,
-            bytes: bytes(sampled.token),
-            logprob: logprob.logprob,
-            top: logprob.top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect(),
-        });
-        Drawn { token: sampled.token, logprob }
     }
 }

@@ -400,9 +400,13 @@ async fn the_tree_is_measured_at_every_depth() {
 
 #[tokio::test]
 async fn the_engine_is_measured_with_the_bundled_model() {
-    let report = banyan("bench engine --model banyan-tiny --batch 1 --new 4 --rounds 1 -o json").await.json();
+    let measured =
+        banyan("bench engine --model banyan-tiny --dtype f32,q8 --batch 1,2 --new 4 --rounds 1 --http -o json").await.json();
+    let runs = measured["runs"].as_array().expect("a run for each dtype");
+    assert_eq!(runs.iter().map(|run| &run["dtype"]).collect::<Vec<_>>(), ["f32", "q8"], "{measured}");
+    let report = &runs[1];
     assert_eq!((&report["model"], &report["decode"][0]["batch"]), (&json!("banyan-tiny"), &json!(1)), "{report}");
-    for rate in [&report["decode"][0]["tokens_per_s"], &report["first_token"][0]["ms"]] {
+    for rate in [&report["decode"][0]["tokens_per_s"], &report["first_token"][0]["ms"], &report["http"]["tokens_per_s"]] {
         assert!(rate.as_f64().is_some_and(|rate| rate > 0.0), "{report}");
     }
 }

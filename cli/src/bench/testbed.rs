@@ -180,6 +180,6 @@ fn name(text: &str) -> NodeName {
     text.parse().expect("benchmarks name their nodes well")
 }
 
-async fn loopback() -> anyhow::Result<TcpListener> {
+pub(crate) async fn loopback() -> anyhow::Result<TcpListener> {
     TcpListener::bind("127.0.0.1:0").await.context("failed to listen on loopback")
 }

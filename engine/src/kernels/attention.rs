@@ -9,6 +9,7 @@ use super::pointwise::{exp, store_some};
 use super::simd::{Op, Simd};
 use super::{Isa, Pool, Shared};
 use crate::kv::PAGE_TOKENS;
+use crate::profile::{self, Arithmetic, Part, Work};
 
 /// Keys of a page.
 const PAGE: usize = PAGE_TOKENS as usize;
@@ -77,6 +78,15 @@ impl Attention<'_> {
             assert!(segment.pages[..needed].iter().all(in_cache), "pages lie within the cache");
         }
         // Not left as it comes: rows that no segment has stay zero.
+        let _span = profile::span(|| {
+            let keys = |segment: &Segment<'_>| segment.position + segment.rows;
+            // A row sees the keys up to its own position.
+            let seen = |segment: &Segment<'_>| (0..segment.rows).map(|row| segment.position + row + 1).sum::<usize>();
+            let kv: usize = segments.iter().map(keys).sum::<usize>() * 2 * kv_heads * head_dim * size_of::<f32>();
+            let operations: usize = segments.iter().map(seen).sum::<usize>() * 4 * heads * head_dim;
+            let bytes = (kv + size_of_val(qkv) + rows * width * size_of::<f32>()) as u64;
+            (Part::Attention, Work { bytes, operations: operations as u64, arithmetic: Arithmetic::F32 })
+        });
         let mut out = vec![0.0; rows * width];
         let (shared_out, shared_cache) = (Shared(out.as_mut_ptr()), Shared(cache.as_mut_ptr()));
         pool.run(segments.len() * heads, &|task| {

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod limits;
 mod lines;
 mod matmul;
 mod matmul_q8;
@@ -16,6 +17,7 @@ mod pool;
 mod simd;
 
 pub(crate) use attention::{Attention, Segment, page_floats};
+pub(crate) use limits::{Buffer as LimitsBuffer, bf16_rate, f32_rate, int8_rate};
 pub(crate) use packed::{Block, Columns, Packed, matmul};
 pub(crate) use pointwise::layer_norm;
 pub(crate) use pool::Pool;

@@ -3,6 +3,7 @@
 use super::matmul::{PackedF32, matmul_f32};
 use super::matmul_q8::{PackedQ8, matmul_q8};
 use super::{Epilogue, Isa, Pool};
+use crate::profile::{self, Arithmetic, Part, Work};
 use crate::{Dtype, LoadError};
 
 /// Inputs of a quantized block as files have them.
@@ -75,6 +76,19 @@ impl Packed {
         }
     }
 
+    /// What a product with so many rows needs at least.
+    fn work(&self, rows: usize) -> (Part, Work) {
+        let (inputs, columns) = (self.inputs(), self.columns());
+        // Bytes of 32 weights; blocks have a scale of 16 bits each.
+        let (block_bytes, arithmetic) = match self {
+            Packed::F32(_) => (128, Arithmetic::F32),
+            Packed::Q8(_) => (34, Arithmetic::Int8),
+        };
+        let weights = inputs * columns;
+        let bytes = (weights * block_bytes / BLOCK + rows * (inputs + columns) * size_of::<f32>()) as u64;
+        (Part::Product { inputs, columns }, Work { bytes, operations: 2 * (rows * weights) as u64, arithmetic })
+    }
+
     /// The weights of one column, in order of inputs: an embedding, where the matrix is a tied head.
     pub(crate) fn column(&self, column: usize, to: &mut [f32]) {
         match self {
@@ -86,6 +100,7 @@ impl Packed {
 
 /// `x` (`[rows, inputs]`) times the matrix, plus bias (empty: none), through the epilogue: `[rows, columns]`.
 pub(crate) fn matmul(isa: Isa, pool: &Pool, x: &[f32], weights: &Packed, bias: &[f32], epilogue: Epilogue<'_>) -> Vec<f32> {
+    let _span = profile::span(|| weights.work(x.len() / weights.inputs().max(1)));
     match weights {
         Packed::F32(weights) => matmul_f32(isa, pool, x, weights, bias, epilogue),
         Packed::Q8(weights) => matmul_q8(isa, pool, x, weights, bias, epilogue),

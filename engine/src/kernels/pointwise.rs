@@ -2,6 +2,7 @@
 
 use super::simd::{Op, Simd};
 use super::{Isa, Pool, Shared, part, tasks_for};
+use crate::profile::{self, Arithmetic, Part, Work};
 
 /// e^x for x ≤ 88; 0 is never reached, 2^-126 is the least. Cody and Waite's reduction, and Cephes' polynomial (`expf.c`):
 /// within two units in the last place.
@@ -34,6 +35,11 @@ pub(crate) fn layer_norm(isa: Isa, pool: &Pool, x: &[f32], weight: &[f32], bias:
     let width = weight.len();
     assert!(width > 0 && bias.len() == width && x.len().is_multiple_of(width), "rows of the weight's length");
     let rows = x.len() / width;
+    let _span = profile::span(|| {
+        // Mean, variance, and what is made of them: some eight operations a number.
+        let work = Work { bytes: 2 * size_of_val(x) as u64, operations: 8 * x.len() as u64, arithmetic: Arithmetic::F32 };
+        (Part::Norm, work)
+    });
     let mut out = vec![0.0; x.len()];
     let shared = Shared(out.as_mut_ptr());
     // A row takes some hundred nanoseconds; waking anybody for a few of them costs more.

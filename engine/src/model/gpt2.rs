@@ -49,6 +49,11 @@ impl Config {
         }
     }
 
+    /// gpt2-large, 774M.
+    pub(crate) fn gpt2_large() -> Config {
+        Config { n_embd: 1280, n_layer: 36, n_head: 20, n_inner: 5120, ..Config::gpt2() }
+    }
+
     /// Reads config.json; `path` is what messages call it.
     pub(crate) fn read(json: &Value, path: &str) -> std::result::Result<Config, LoadError> {
         let invalid = |message: String| LoadError::Invalid { path: path.to_owned(), message };
@@ -133,6 +138,19 @@ impl Config {
         let block = 4 * n + (3 * n * n + 3 * n) + (n * n + n) + (n * inner + inner) + (inner * n + n);
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
         (heads * self.vocab_size as u64 + self.n_positions as u64) * n + self.n_layer as u64 * block + 2 * n
+    }
+
+    /// What a checkpoint calls the matrix of such a size.
+    pub(crate) fn product(&self, inputs: usize, columns: usize) -> Option<&'static str> {
+        let (n, inner) = (self.n_embd, self.n_inner);
+        let sizes = [
+            ("attn.c_attn", n, 3 * n),
+            ("attn.c_proj", n, n),
+            ("mlp.c_fc", n, inner),
+            ("mlp.c_proj", inner, n),
+            ("lm_head", n, self.vocab_size),
+        ];
+        sizes.into_iter().find(|(_, i, c)| (*i, *c) == (inputs, columns)).map(|(name, ..)| name)
     }
 
     /// What KV pages must hold.
@@ -308,6 +326,7 @@ mod tests {
     fn the_published_configurations_are_read() {
         assert_eq!(read(json!({})), Ok(Config::gpt2()));
         assert_eq!(Config::gpt2().parameters(), 124_439_808);
+        assert_eq!(Config::gpt2_large().parameters(), 774_030_080);
         let xl = read(json!({"n_embd": 1600, "n_layer": 48, "n_head": 25, "n_inner": null})).unwrap();
         assert_eq!((xl.n_inner, xl.parameters()), (6400, 1_557_611_200));
         assert_eq!(read(json!({"n_positions": null, "n_ctx": 512})).unwrap().n_positions, 512);

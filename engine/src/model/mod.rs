@@ -20,7 +20,7 @@ use crate::ops::Compute;
 use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer};
 
 pub(crate) use network::{Config, Network};
-pub use options::{DeviceChoice, Dtype, LoadOptions, UnknownChoice};
+pub use options::{DeviceChoice, Dtype, LoadOptions, RandomShape, UnknownChoice};
 use weights::{Form, From, Weights};
 
 /// Weights, tokenizer and template. They never change: several engines share one by `Arc`.
@@ -51,13 +51,16 @@ impl Model {
         Model::load_as(source, device, form, Isa::detect())
     }
 
-    /// Noise in the exact shape of gpt2 (124M), with the bundled model's tokenizer: for benchmarks, on the CPU.
-    pub fn random(dtype: Dtype) -> Result<Model, LoadError> {
+    /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
+    pub fn random(shape: RandomShape, dtype: Dtype) -> Result<Model, LoadError> {
         let weights =
             Weights { source: From::Random, form: Form::Packed(dtype.settled()), device: Device::Cpu, taken: Mutex::default() };
-        let config = Config::Gpt2(gpt2::Config::gpt2());
+        let config = Config::Gpt2(match shape {
+            RandomShape::Gpt2 => gpt2::Config::gpt2(),
+            RandomShape::Gpt2Large => gpt2::Config::gpt2_large(),
+        });
         let network = Network::load(config.clone(), &weights)?;
-        Model::finish("gpt2-random".into(), 0, &Folder::Bundled, config, network, &weights, Isa::detect())
+        Model::finish(format!("{shape}-random"), 0, &Folder::Bundled, config, network, &weights, Isa::detect())
     }
 
     /// The general form: tests compare forms and instruction sets.
@@ -147,11 +150,16 @@ impl Model {
     }
 
     /// What computes: the name of a kernel set, or candle.
-    pub(crate) fn kernels(&self) -> String {
+    pub fn kernels(&self) -> String {
         match self.form {
             Form::Packed(_) => self.isa.to_string(),
             Form::Plain => "candle".to_owned(),
         }
+    }
+
+    /// What a checkpoint calls the matrix of such a size.
+    pub(crate) fn product(&self, inputs: usize, columns: usize) -> Option<&'static str> {
+        self.config.product(inputs, columns)
     }
 
     pub(crate) fn kv_shape(&self) -> kv::Shape {

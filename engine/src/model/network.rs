@@ -41,6 +41,13 @@ impl Config {
         }
     }
 
+    /// What a checkpoint calls the matrix of such a size, where only one is as large; for profiles.
+    pub(crate) fn product(&self, inputs: usize, columns: usize) -> Option<&'static str> {
+        match self {
+            Config::Gpt2(config) => config.product(inputs, columns),
+        }
+    }
+
     /// What KV pages must hold.
     pub(crate) fn kv_shape(&self) -> Shape {
         match self {

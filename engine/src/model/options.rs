@@ -50,6 +50,37 @@ impl Dtype {
     }
 }
 
+/// In which model's shape random weights come, for benchmarks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RandomShape {
+    /// GPT-2 of 124 million parameters.
+    #[default]
+    Gpt2,
+    /// GPT-2 of 774 million parameters.
+    Gpt2Large,
+}
+
+impl FromStr for RandomShape {
+    type Err = UnknownChoice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match text {
+            "gpt2" => Ok(RandomShape::Gpt2),
+            "gpt2-large" => Ok(RandomShape::Gpt2Large),
+            _ => Err(UnknownChoice { what: "shape", given: text.to_owned(), choices: "gpt2 or gpt2-large" }),
+        }
+    }
+}
+
+impl fmt::Display for RandomShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RandomShape::Gpt2 => "gpt2",
+            RandomShape::Gpt2Large => "gpt2-large",
+        })
+    }
+}
+
 /// A name that is none of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is no {what}: take {choices}")]
