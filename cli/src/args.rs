@@ -1,6 +1,6 @@
 //! Flags that several commands share, and the small texts they are read from.
 
-use std::{num::NonZeroU32, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use banyan_etcd::{Config, Registry};
 use banyan_proto::NodeName;
@@ -30,30 +30,34 @@ impl RegistryArgs {
     }
 }
 
-/// How many sequences make a node busy.
+/// More sequences at once than any machine runs are a mistake.
+const SEQUENCES_MAX: u32 = 4096;
+
+/// How many sequences a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BusyAt {
-    /// What the engine batches without slowing down.
+pub(crate) enum Sequences {
+    /// What a short measurement at start says.
     Auto,
-    At(NonZeroU32),
+    Given(u32),
 }
 
-impl BusyAt {
+impl Sequences {
     pub(crate) fn given(self) -> Option<u32> {
         match self {
-            BusyAt::Auto => None,
-            BusyAt::At(sequences) => Some(sequences.get()),
+            Sequences::Auto => None,
+            Sequences::Given(sequences) => Some(sequences),
         }
     }
 }
 
-impl FromStr for BusyAt {
+impl FromStr for Sequences {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(BusyAt::Auto),
-            _ => text.parse().map(BusyAt::At).map_err(|_| "expected `auto`, or how many sequences, 1 or more".to_owned()),
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Sequences::Auto),
+            (_, Ok(sequences @ 1..=SEQUENCES_MAX)) => Ok(Sequences::Given(sequences)),
+            _ => Err(format!("expected `auto`, or how many sequences, from 1 to {SEQUENCES_MAX}")),
         }
     }
 }
@@ -109,11 +113,11 @@ mod tests {
     }
 
     #[test]
-    fn busy_is_a_number_or_left_to_the_engine() {
-        assert_eq!("auto".parse::<BusyAt>().unwrap().given(), None);
-        assert_eq!("1".parse::<BusyAt>().unwrap().given(), Some(1));
-        for wrong in ["0", "-1", "many", ""] {
-            assert!(wrong.parse::<BusyAt>().is_err(), "{wrong:?}");
+    fn sequences_are_a_number_or_measured() {
+        assert_eq!("auto".parse::<Sequences>().unwrap().given(), None);
+        assert_eq!("1".parse::<Sequences>().unwrap().given(), Some(1));
+        for wrong in ["0", "-1", "4097", "many", ""] {
+            assert!(wrong.parse::<Sequences>().is_err(), "{wrong:?}");
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use banyan_engine::{DeviceChoice, Dtype, Engine, Info, LoadOptions, Model, Options, Progress, Source, fake, threads};
+use banyan_engine::{
+    Calibration, DeviceChoice, Dtype, Engine, Info, LoadOptions, Model, Options, Progress, Source, calibrate, fake, threads,
+};
 use banyan_node::Routing;
 
 use crate::{
-    args::{self, BusyAt},
+    args::{self, Sequences},
     exit::{Code, Failure},
     fleet, output,
 };
@@ -44,12 +46,14 @@ pub(crate) struct InferenceArgs {
     /// What computes: `local` runs a model here, `fake` invents a text without weights, to try trees out.
     #[arg(long, env = "BANYAN_ENGINE", value_enum, default_value = "local")]
     engine: Kind,
-    /// How many sequences a node runs before it calls itself busy; `auto` is what its engine batches.
+    /// How many sequences a node runs before it calls itself busy; `auto` measures at start with how many a step takes twice
+    /// as long as with one.
     #[arg(long, env = "BANYAN_BUSY_AT", value_name = "N", default_value = "auto")]
-    pub(crate) busy_at: BusyAt,
-    /// How many sequences run together at most; by default what suits the engine.
-    #[arg(long, env = "BANYAN_BATCH", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(crate) batch: Option<u32>,
+    busy_at: Sequences,
+    /// How many sequences run together at most; `auto` measures at start from where on more of them hardly bring more
+    /// tokens a second.
+    #[arg(long, env = "BANYAN_BATCH", value_name = "N", default_value = "auto")]
+    pub(crate) batch: Sequences,
     /// CPU threads of each engine; by default the nodes of a process divide the cores.
     #[arg(long, env = "BANYAN_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -69,7 +73,11 @@ enum Kind {
 
 /// What engines are made of: read once, and shared by all of a process.
 pub(crate) enum Weights {
-    Local(Arc<Model>),
+    Local {
+        model: Arc<Model>,
+        /// Where something was left to be measured.
+        calibration: Option<Calibration>,
+    },
     Fake,
 }
 
@@ -79,32 +87,48 @@ impl InferenceArgs {
         self.model.model.is_some()
     }
 
-    /// Finds and loads the model; takes as long as the download and the disk.
-    pub(crate) async fn load(&self) -> Result<Weights, Failure> {
+    /// Finds and loads the model for the `nodes` of this process, and measures once for all of them what is left to be
+    /// measured; takes as long as the download and the disk, and a fifth of a second.
+    pub(crate) async fn load(&self, nodes: usize) -> Result<Weights, Failure> {
         if self.engine == Kind::Fake {
             return Ok(Weights::Fake);
         }
-        let args = self.model.clone();
-        let loading = tokio::task::spawn_blocking(move || args.load());
-        let model = loading.await.map_err(|error| anyhow::Error::new(error).context("loading the model failed"))??;
-        Ok(Weights::Local(Arc::new(model)))
+        let args = self.clone();
+        let loading = tokio::task::spawn_blocking(move || {
+            let model = Arc::new(args.model.load()?);
+            let measures = args.batch == Sequences::Auto || args.busy_at == Sequences::Auto;
+            let measured = measures.then(|| calibrate(&model, &args.options(0, nodes))).transpose();
+            Ok::<_, Failure>(Weights::Local { calibration: measured.map_err(anyhow::Error::new)?, model })
+        });
+        loading.await.map_err(|error| anyhow::Error::new(error).context("loading the model failed"))?
+    }
+
+    /// Of the node `index` of the `nodes` in this process.
+    fn options(&self, index: usize, nodes: usize) -> Options {
+        let threads = self.threads.map_or_else(|| threads::share(index, nodes), usize::from);
+        Options { threads: Some(threads), ..Options::default() }
+    }
+
+    /// With how many sequences a node is busy; `None`: with as many as it batches.
+    pub(crate) fn busy_at(&self, weights: &Weights) -> Option<u32> {
+        self.busy_at.given().or(match weights {
+            Weights::Local { calibration, .. } => calibration.as_ref().map(|measured| measured.busy_at),
+            Weights::Fake => None,
+        })
     }
 
     /// Starts the engine of the node `index` of the `nodes` in this process.
     pub(crate) fn start(&self, weights: &Weights, index: usize, nodes: usize) -> Result<fleet::Engine, Failure> {
         match weights {
-            Weights::Local(model) => {
-                let defaults = Options::default();
-                let options = Options {
-                    batch_max: self.batch.unwrap_or(defaults.batch_max),
-                    threads: Some(self.threads.map_or_else(|| threads::share(index, nodes), usize::from)),
-                    ..defaults
-                };
+            Weights::Local { model, calibration } => {
+                let measured = calibration.as_ref().map(|measured| measured.batch_max);
+                let options = self.options(index, nodes);
+                let options = Options { batch_max: self.batch.given().or(measured).unwrap_or(options.batch_max), ..options };
                 Ok(Engine::start(Arc::clone(model), options).map_err(anyhow::Error::new)?)
             }
             Weights::Fake => {
                 let defaults = fake::Options::default();
-                let batch_max = self.batch.unwrap_or(defaults.batch_max);
+                let batch_max = self.batch.given().unwrap_or(defaults.batch_max);
                 let model = self.model.model.clone().unwrap_or_else(|| defaults.model.clone());
                 Ok(Engine::fake(fake::Options { model, batch_max, token_time: self.token_time, ..defaults }))
             }
@@ -112,9 +136,12 @@ impl InferenceArgs {
     }
 }
 
-/// Says what an engine serves, in a line.
-pub(crate) fn describe(info: &Info) -> String {
-    let together = format!("{} at once", output::count(info.batch_max as usize, "sequence"));
+/// Says what an engine serves, in a line, and with how many sequences its node is busy.
+pub(crate) fn describe(info: &Info, busy_at: Option<u32>) -> String {
+    let mut together = format!("{} at once", output::count(info.batch_max as usize, "sequence"));
+    if let Some(busy_at) = busy_at.filter(|busy_at| *busy_at < info.batch_max) {
+        together.push_str(&format!(" (busy at {busy_at})"));
+    }
     if info.parameters == 0 {
         return format!("a fake engine that serves as {}, {together}", info.model);
     }

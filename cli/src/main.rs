@@ -113,6 +113,7 @@ mod tests {
             "node run a --parent root --etcd http://10.0.0.1:2379,http://10.0.0.2:2379 --listen 0.0.0.0:7600",
             "node run a --parent root --advertise a.local:7600 --dtype q8 --device cuda:1 --busy-at auto --routing classic",
             "node run a --parent root --engine fake --parent-timeout 500ms --batch 8 --threads 2",
+            "up --batch auto --busy-at 4",
             "node log",
             "node log a --follow --last 5 -o json",
             "node tree --watch",

@@ -73,7 +73,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         (endpoints, _) => endpoints.clone().unwrap_or_default(),
     };
     let registry = Registry::connect(banyan_etcd::Config::new(endpoints.clone(), args.cluster.clone())).await?;
-    let weights = args.inference.load().await?;
+    let weights = args.inference.load(args.nodes.into()).await?;
 
     let mut listeners = node_listeners.into_iter();
     let mut next_listener = || listeners.next().expect("a listener was bound for the root and for each node");
@@ -86,16 +86,13 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         ),
         None => failure,
     })?;
+    let busy_at = args.inference.busy_at(&weights);
     let mut served = String::new();
     for number in 1..=args.nodes {
         let name: NodeName = format!("node-{number}").parse().expect("a valid name");
         let engine = args.inference.start(&weights, usize::from(number - 1), usize::from(args.nodes))?;
-        served = inference::describe(engine.0.info());
-        let config = Config {
-            busy_at: args.inference.busy_at.given(),
-            batch_max: args.inference.batch,
-            ..configured(Config::child(name, root.clone()))
-        };
+        served = inference::describe(engine.0.info(), busy_at);
+        let config = Config { busy_at, batch_max: args.inference.batch.given(), ..configured(Config::child(name, root.clone())) };
         fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;
     }
     fleet.ready().await;

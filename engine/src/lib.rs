@@ -5,6 +5,7 @@
 mod admission;
 pub mod bench;
 mod bundled;
+mod calibrate;
 mod checkpoint;
 mod engine;
 mod error;
@@ -31,6 +32,7 @@ mod text;
 pub mod threads;
 mod tokenizer;
 
+pub use calibrate::{Calibration, calibrate};
 pub use checkpoint::Checkpoint;
 pub use engine::{Engine, Info, Options, StartError};
 pub use error::{LoadError, ResolveError};

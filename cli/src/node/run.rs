@@ -68,23 +68,21 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         Some(parent) => Config::child(args.name.clone(), parent.clone()),
         None => Config::root(args.name.clone()),
     };
+    let weights = match args.parent {
+        Some(_) => Some(args.inference.load(1).await?),
+        None => None,
+    };
     let config = Config {
         tree: args.tree.clone(),
         advertise: args.advertise.clone(),
         routing: args.inference.routing,
-        busy_at: args.inference.busy_at.given(),
-        batch_max: args.inference.batch,
+        busy_at: weights.as_ref().and_then(|weights| args.inference.busy_at(weights)),
+        batch_max: args.inference.batch.given(),
         parent_timeout: args.parent_timeout,
         ..base
     };
-    let engine = match args.parent {
-        Some(_) => {
-            let weights = args.inference.load().await?;
-            Some(args.inference.start(&weights, 0, 1)?)
-        }
-        None => None,
-    };
-    let served = engine.as_ref().map(|(engine, _)| inference::describe(engine.info()));
+    let engine = weights.as_ref().map(|weights| args.inference.start(weights, 0, 1)).transpose()?;
+    let served = engine.as_ref().map(|(engine, _)| inference::describe(engine.info(), config.busy_at));
     let address = fleet.start_node(config, registry, engine, listener).await?.address().to_owned();
     fleet.ready().await;
     let place = match (&args.parent, served) {
