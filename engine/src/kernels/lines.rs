@@ -32,8 +32,4 @@ impl Lines {
     pub(super) fn as_f32(&self) -> &[f32] {
         bytemuck::cast_slice(&self.0)
     }
-
-    pub(super) fn as_f32_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.0)
-    }
 }

@@ -10,14 +10,19 @@ mod attention;
 mod limits;
 mod lines;
 mod matmul;
+mod matmul_bf16;
+mod matmul_f32;
+mod matmul_q4;
 mod matmul_q8;
 mod packed;
 mod pointwise;
 mod pool;
+mod quantized;
 mod simd;
 
 pub(crate) use attention::{Attention, Segment, page_floats};
 pub(crate) use limits::{Buffer as LimitsBuffer, bf16_rate, f32_rate, int8_rate};
+#[allow(unused_imports)] // `Block` is for formats whose files have integers.
 pub(crate) use packed::{Block, Columns, Packed, matmul};
 pub(crate) use pointwise::layer_norm;
 pub(crate) use pool::Pool;

@@ -24,10 +24,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 8 or 16.
     const LANES: usize;
-    /// Rows of a register tile of f32 products: rows × `TILE_VECTORS` accumulators, and the operands, fit the registers.
+    /// Rows of a register tile of products: its accumulators, two vectors a row, and the operands fit the registers.
     const TILE_ROWS: usize;
-    /// The same for 8-bit products, which need two accumulators each.
-    const TILE_ROWS_Q8: usize;
 
     fn splat(self, x: f32) -> Self::F;
     /// # Safety
@@ -59,13 +57,30 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Has a cache line on its way; any address will do.
     fn prefetch(self, at: *const f32);
+    /// The same, into the second cache: it is not needed before the first has forgotten it.
+    fn prefetch_far(self, at: *const u8);
 
     fn splat_i(self, x: i32) -> Self::I;
-    /// For each lane the products of four unsigned bytes at `weights` with the four signed bytes of `x` (first byte lowest),
-    /// added to `sum`. Exact.
     /// # Safety
-    /// `weights` is valid for reading `4 * LANES` bytes.
-    unsafe fn dot4(self, sum: Self::I, weights: *const u8, x: i32) -> Self::I;
+    /// `from` is valid for reading `4 * LANES` bytes.
+    unsafe fn load_i(self, from: *const u8) -> Self::I;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Σ over the lanes.
+    fn sum_i(self, x: Self::I) -> i32;
+    /// To the nearest integers, ties to even, of numbers from -127 to 127; what a NaN becomes is not said.
+    fn round_i(self, x: Self::F) -> Self::I;
+    /// Stores each lane, which is from -127 to 127 (or was a NaN), as a signed byte.
+    /// # Safety
+    /// `to` is valid for writing `LANES` bytes.
+    unsafe fn store_bytes(self, to: *mut i8, x: Self::I);
+    /// Low and high halves of each byte.
+    fn nibbles(self, x: Self::I) -> [Self::I; 2];
+    /// For each lane the products of the four unsigned bytes of `weights` with the four signed bytes of `x` (first byte lowest),
+    /// added to `sum`. Exact.
+    fn dot4(self, sum: Self::I, weights: Self::I, x: i32) -> Self::I;
+    /// For each lane the products of the two bf16 of `weights` with the two of `x` (the first lowest), added to `sum`, in an
+    /// order and with a rounding that are fixed for the set.
+    fn dot2(self, sum: Self::F, weights: Self::I, x: i32) -> Self::F;
     /// To f32; exact up to 2^24.
     fn to_f(self, x: Self::I) -> Self::F;
 }
@@ -85,9 +100,11 @@ pub(crate) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512<false>),
+    Avx512(Avx512<0>),
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512<true>),
+    Avx512Vnni(Avx512<1>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512VnniBf16(Avx512<2>),
 }
 
 impl Isa {
@@ -102,10 +119,27 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(Avx2::detect().map(Isa::Avx2));
-            all.extend(Avx512::<false>::detect().map(Isa::Avx512));
-            all.extend(Avx512::<true>::detect().map(Isa::Avx512Vnni));
+            all.extend(Avx512::<0>::detect().map(Isa::Avx512));
+            all.extend(Avx512::<1>::detect().map(Isa::Avx512Vnni));
+            all.extend(Avx512::<2>::detect().map(Isa::Avx512VnniBf16));
         }
         all
+    }
+
+    /// Rows of a register tile.
+    pub(super) fn tile_rows(self) -> usize {
+        struct TileRows;
+
+        impl Op for TileRows {
+            type Output = usize;
+
+            #[inline(always)]
+            fn call<S: Simd>(self, _: S) -> usize {
+                S::TILE_ROWS
+            }
+        }
+
+        self.run(TileRows)
     }
 
     /// Runs a kernel with it.
@@ -119,6 +153,8 @@ impl Isa {
             Isa::Avx512(simd) => simd.run(op),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(simd) => simd.run(op),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512VnniBf16(simd) => simd.run(op),
         }
     }
 }
@@ -133,6 +169,8 @@ impl fmt::Display for Isa {
             Isa::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512VnniBf16(_) => "avx512-vnni-bf16",
         })
     }
 }

@@ -18,7 +18,6 @@ impl Simd for Portable {
     type I = [i32; LANES];
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 2;
-    const TILE_ROWS_Q8: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -104,19 +103,62 @@ impl Simd for Portable {
     fn prefetch(self, _: *const f32) {}
 
     #[inline(always)]
+    fn prefetch_far(self, _: *const u8) {}
+
+    #[inline(always)]
     fn splat_i(self, x: i32) -> Self::I {
         [x; LANES]
     }
 
     #[inline(always)]
-    unsafe fn dot4(self, sum: Self::I, weights: *const u8, x: i32) -> Self::I {
-        // SAFETY: the caller promises `4 * LANES` readable bytes.
-        let weights = unsafe { weights.cast::<[[u8; 4]; LANES]>().read_unaligned() };
+    unsafe fn load_i(self, from: *const u8) -> Self::I {
+        // SAFETY: the caller promises `4 * LANES` readable bytes; the read needs no alignment.
+        unsafe { from.cast::<[[u8; 4]; LANES]>().read_unaligned() }.map(i32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|lane| a[lane] + b[lane])
+    }
+
+    #[inline(always)]
+    fn sum_i(self, x: Self::I) -> i32 {
+        x.into_iter().sum()
+    }
+
+    #[inline(always)]
+    fn round_i(self, x: Self::F) -> Self::I {
+        // Adding and taking away 1.5 · 2^23 rounds; `round_ties_even` is a library call without SSE4.1.
+        const ROUND: f32 = 12_582_912.0;
+        x.map(|x| ((x + ROUND) - ROUND) as i32)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: Self::I) {
+        // SAFETY: the caller promises `LANES` writable bytes; the write needs no alignment.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x as i8)) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: Self::I) -> [Self::I; 2] {
+        [x.map(|x| x & 0x0f0f_0f0f), x.map(|x| x >> 4 & 0x0f0f_0f0f)]
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: Self::I, weights: Self::I, x: i32) -> Self::I {
         let x = x.to_le_bytes().map(|byte| i32::from(byte as i8));
         std::array::from_fn(|lane| {
-            let w = weights[lane].map(i32::from);
+            let w = weights[lane].to_le_bytes().map(i32::from);
             sum[lane] + (w[0] * x[0] + w[1] * x[1]) + (w[2] * x[2] + w[3] * x[3])
         })
+    }
+
+    #[inline(always)]
+    fn dot2(self, sum: Self::F, weights: Self::I, x: i32) -> Self::F {
+        // A bf16 is the upper half of an f32.
+        let [first, second] = [|pair: i32| f32::from_bits((pair as u32) << 16), |pair| f32::from_bits(pair as u32 & 0xffff_0000)];
+        let sum = self.fma(weights.map(first), [first(x); LANES], sum);
+        self.fma(weights.map(second), [second(x); LANES], sum)
     }
 
     #[inline(always)]

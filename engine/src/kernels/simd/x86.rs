@@ -1,6 +1,7 @@
-//! AVX2 with FMA and F16C, and AVX-512 (F, BW, DQ, VL), with or without VNNI.
+//! AVX2 with FMA and F16C, and AVX-512 (F, BW, DQ, VL), alone, with VNNI, or with VNNI and BF16.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::{Op, Simd};
 
@@ -8,9 +9,9 @@ use super::{Op, Simd};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Proof of AVX-512 F, BW, DQ and VL, and of VNNI where it says so: made by [`Avx512::detect`] only.
+/// Proof of AVX-512 F, BW, DQ and VL, at level 1 also of VNNI, at level 2 of BF16 besides: made by [`Avx512::detect`] only.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const VNNI: bool>(());
+pub(crate) struct Avx512<const LEVEL: u8>(());
 
 impl Avx2 {
     /// Whether the processor and the system have it.
@@ -30,7 +31,10 @@ impl Avx2 {
     }
 }
 
-impl<const VNNI: bool> Avx512<VNNI> {
+impl<const LEVEL: u8> Avx512<LEVEL> {
+    const VNNI: bool = LEVEL >= 1;
+    const BF16: bool = LEVEL >= 2;
+
     /// Whether the processor and the system have it.
     pub(crate) fn detect() -> Option<Self> {
         let base = is_x86_feature_detected!("avx512f")
@@ -38,21 +42,35 @@ impl<const VNNI: bool> Avx512<VNNI> {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && Avx2::detect().is_some();
-        (base && (!VNNI || is_x86_feature_detected!("avx512vnni"))).then_some(Avx512(()))
+        let vnni = !Self::VNNI || is_x86_feature_detected!("avx512vnni");
+        let bf16 = !Self::BF16 || is_x86_feature_detected!("avx512bf16");
+        (base && vnni && bf16).then_some(Avx512(()))
     }
 
     #[inline]
     pub(super) fn run<O: Op>(self, op: O) -> O::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn base<O: Op, const VNNI: bool>(simd: Avx512<VNNI>, op: O) -> O::Output {
+        fn base<O: Op, S: Simd>(simd: S, op: O) -> O::Output {
             op.call(simd)
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-        fn vnni<O: Op, const VNNI: bool>(simd: Avx512<VNNI>, op: O) -> O::Output {
+        fn vnni<O: Op, S: Simd>(simd: S, op: O) -> O::Output {
             op.call(simd)
         }
-        // SAFETY: `self` proves that the processor has these features, VNNI among them where `VNNI` is true.
-        unsafe { if VNNI { vnni(self, op) } else { base(self, op) } }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        fn bf16<O: Op, S: Simd>(simd: S, op: O) -> O::Output {
+            op.call(simd)
+        }
+        // SAFETY: `self` proves that the processor has these features, VNNI and BF16 among them at their levels.
+        unsafe {
+            if Self::BF16 {
+                bf16(self, op)
+            } else if Self::VNNI {
+                vnni(self, op)
+            } else {
+                base(self, op)
+            }
+        }
     }
 }
 
@@ -69,7 +87,6 @@ impl Simd for Avx2 {
     type I = __m256i;
     const LANES: usize = 8;
     const TILE_ROWS: usize = 4;
-    const TILE_ROWS_Q8: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -163,16 +180,61 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_far(self, at: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
+
+    #[inline(always)]
     fn splat_i(self, x: i32) -> __m256i {
         proven!(_mm256_set1_epi32(x))
     }
 
     #[inline(always)]
-    unsafe fn dot4(self, sum: __m256i, weights: *const u8, x: i32) -> __m256i {
+    unsafe fn load_i(self, from: *const u8) -> __m256i {
         // SAFETY: the caller promises 32 readable bytes, and `self` the instruction set.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: __m256i, b: __m256i) -> __m256i {
+        proven!(_mm256_add_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn sum_i(self, x: __m256i) -> i32 {
+        proven!({
+            let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
+            _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x)))
+        })
+    }
+
+    #[inline(always)]
+    fn round_i(self, x: __m256) -> __m256i {
+        proven!(_mm256_cvtps_epi32(x))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: __m256i) {
+        // SAFETY: the caller promises eight writable bytes, and `self` the instruction set.
         unsafe {
+            let words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            _mm_storel_epi64(to.cast(), _mm_packs_epi16(words, words));
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: __m256i) -> [__m256i; 2] {
+        proven!({
+            let low = _mm256_set1_epi8(0xf);
+            [_mm256_and_si256(x, low), _mm256_and_si256(_mm256_srli_epi16::<4>(x), low)]
+        })
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: __m256i, weights: __m256i, x: i32) -> __m256i {
+        proven!({
             // Not maddubs, whose 16-bit sums saturate: even and odd bytes as 16-bit numbers, whose products are exact.
-            let weights = _mm256_loadu_si256(weights.cast());
             let x = _mm256_set1_epi32(x);
             let even = _mm256_and_si256(weights, _mm256_set1_epi16(0xff));
             let odd = _mm256_srli_epi16::<8>(weights);
@@ -180,7 +242,19 @@ impl Simd for Avx2 {
             let x_odd = _mm256_srai_epi16::<8>(x);
             let products = _mm256_add_epi32(_mm256_madd_epi16(even, x_even), _mm256_madd_epi16(odd, x_odd));
             _mm256_add_epi32(sum, products)
-        }
+        })
+    }
+
+    #[inline(always)]
+    fn dot2(self, sum: __m256, weights: __m256i, x: i32) -> __m256 {
+        proven!({
+            // A bf16 is the upper half of an f32.
+            let (x, upper) = (_mm256_set1_epi32(x), _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            let first = |pair| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
+            let second = |pair| _mm256_castsi256_ps(_mm256_and_si256(pair, upper));
+            let sum = _mm256_fmadd_ps(first(weights), first(x), sum);
+            _mm256_fmadd_ps(second(weights), second(x), sum)
+        })
     }
 
     #[inline(always)]
@@ -189,12 +263,11 @@ impl Simd for Avx2 {
     }
 }
 
-impl<const VNNI: bool> Simd for Avx512<VNNI> {
+impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     type F = __m512;
     type I = __m512i;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 8;
-    const TILE_ROWS_Q8: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -285,17 +358,56 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch_far(self, at: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
+
+    #[inline(always)]
     fn splat_i(self, x: i32) -> __m512i {
         proven!(_mm512_set1_epi32(x))
     }
 
     #[inline(always)]
-    unsafe fn dot4(self, sum: __m512i, weights: *const u8, x: i32) -> __m512i {
-        // SAFETY: the caller promises 64 readable bytes, and `self` the instruction set, VNNI only where `VNNI` is true.
-        unsafe {
-            let weights = _mm512_loadu_si512(weights.cast());
+    unsafe fn load_i(self, from: *const u8) -> __m512i {
+        // SAFETY: the caller promises 64 readable bytes, and `self` the instruction set.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn sum_i(self, x: __m512i) -> i32 {
+        proven!(_mm512_reduce_add_epi32(x))
+    }
+
+    #[inline(always)]
+    fn round_i(self, x: __m512) -> __m512i {
+        proven!(_mm512_cvtps_epi32(x))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, x: __m512i) {
+        // SAFETY: the caller promises sixteen writable bytes, and `self` the instruction set.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(x)) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: __m512i) -> [__m512i; 2] {
+        proven!({
+            let low = _mm512_set1_epi8(0xf);
+            [_mm512_and_si512(x, low), _mm512_and_si512(_mm512_srli_epi16::<4>(x), low)]
+        })
+    }
+
+    #[inline(always)]
+    fn dot4(self, sum: __m512i, weights: __m512i, x: i32) -> __m512i {
+        // VNNI only where `LEVEL` is proof of it.
+        proven!({
             let x = _mm512_set1_epi32(x);
-            if VNNI {
+            if Self::VNNI {
                 return _mm512_dpbusd_epi32(sum, weights, x);
             }
             let even = _mm512_and_si512(weights, _mm512_set1_epi16(0xff));
@@ -304,7 +416,25 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             let x_odd = _mm512_srai_epi16::<8>(x);
             let products = _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd));
             _mm512_add_epi32(sum, products)
-        }
+        })
+    }
+
+    #[inline(always)]
+    fn dot2(self, sum: __m512, weights: __m512i, x: i32) -> __m512 {
+        // BF16 only where `LEVEL` is proof of it.
+        proven!({
+            let x = _mm512_set1_epi32(x);
+            if Self::BF16 {
+                // `__m512bh` is what `__m512i` is: 64 bytes, any of which will do.
+                return _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(weights), transmute::<__m512i, __m512bh>(x));
+            }
+            // A bf16 is the upper half of an f32.
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let first = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
+            let second = |pair| _mm512_castsi512_ps(_mm512_and_si512(pair, upper));
+            let sum = _mm512_fmadd_ps(first(weights), first(x), sum);
+            _mm512_fmadd_ps(second(weights), second(x), sum)
+        })
     }
 
     #[inline(always)]

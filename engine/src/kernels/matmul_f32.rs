@@ -1,0 +1,130 @@
+//! f32 rows times f32 weights.
+
+use std::borrow::Cow;
+
+use super::lines::Lines;
+use super::matmul::{Product, Tile, multiply, row_tiles};
+use super::packed::{Columns, pack_panels};
+use super::simd::Simd;
+use super::{Epilogue, Isa, PANEL, Pool};
+
+/// Inputs between two looks ahead.
+const STEP: usize = 8;
+
+/// A matrix `[inputs, columns]` in panels of [`PANEL`] columns, each `[inputs, PANEL]`; columns that are missing from the last
+/// one are zero.
+pub(crate) struct PackedF32 {
+    pub(super) inputs: usize,
+    pub(super) columns: usize,
+    pub(super) lines: Lines,
+}
+
+impl PackedF32 {
+    pub(super) fn pack(from: &dyn Columns) -> PackedF32 {
+        let (inputs, columns) = (from.inputs(), from.columns());
+        let lines = pack_panels(columns, inputs * PANEL * size_of::<f32>(), &|first, here, panel| {
+            let panel: &mut [f32] = bytemuck::cast_slice_mut(panel);
+            let mut weights = vec![0.0; inputs];
+            for column in 0..here {
+                from.floats(first + column, &mut weights);
+                for (to, weight) in panel.chunks_exact_mut(PANEL).zip(&weights) {
+                    to[column] = *weight;
+                }
+            }
+        });
+        PackedF32 { inputs, columns, lines }
+    }
+
+    /// The weights of one column, in order of inputs.
+    pub(super) fn column(&self, column: usize, to: &mut [f32]) {
+        let panel = &self.lines.as_f32()[column / PANEL * self.inputs * PANEL..];
+        for (to, weights) in to.iter_mut().zip(panel.chunks_exact(PANEL)).take(self.inputs) {
+            *to = weights[column % PANEL];
+        }
+    }
+}
+
+/// `x` (`[rows, inputs]`) times the matrix, plus bias (empty: none), through the epilogue: `[rows, columns]`.
+pub(super) fn matmul_f32(
+    isa: Isa,
+    pool: &Pool,
+    x: &[f32],
+    weights: &PackedF32,
+    bias: &[f32],
+    epilogue: Epilogue<'_>,
+) -> Vec<f32> {
+    let rows = x.len() / weights.inputs;
+    let product = ProductF32 { x: interleaved(isa, x, weights.inputs), weights };
+    assert_eq!(product.x.len(), rows * weights.inputs);
+    multiply(isa, pool, &product, [rows, weights.columns], bias, epilogue)
+}
+
+/// Rows as tiles take them: input after input, each of all the tile's rows.
+fn interleaved(isa: Isa, x: &[f32], inputs: usize) -> Cow<'_, [f32]> {
+    let rows = x.len() / inputs;
+    if rows < 2 {
+        return Cow::Borrowed(x);
+    }
+    let mut out = vec![0.0; x.len()];
+    for (first, rows) in row_tiles(isa, rows) {
+        let tile = &mut out[first * inputs..(first + rows) * inputs];
+        for (row, x) in x[first * inputs..(first + rows) * inputs].chunks_exact(inputs).enumerate() {
+            for (to, x) in tile.chunks_exact_mut(rows).zip(x) {
+                to[row] = *x;
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+struct ProductF32<'a> {
+    /// `[tile][inputs, rows of the tile]`.
+    x: Cow<'a, [f32]>,
+    weights: &'a PackedF32,
+}
+
+impl Product for ProductF32<'_> {
+    fn panels(&self) -> *const u8 {
+        self.weights.lines.as_bytes().as_ptr()
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.weights.inputs * PANEL * size_of::<f32>()
+    }
+
+    fn steps(&self) -> usize {
+        self.weights.inputs.div_ceil(STEP)
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        simd: S,
+        at: Tile,
+        sums: &mut [[S::F; VECTORS]; ROWS],
+    ) {
+        let inputs = self.weights.inputs;
+        // SAFETY: the caller promises that tile and panel are there; a tile has `ROWS` numbers of each input, a panel `PANEL`.
+        unsafe {
+            let mut x = self.x.as_ptr().add(at.row * inputs);
+            let mut weights = self.weights.lines.as_f32().as_ptr().add(at.panel * inputs * PANEL + at.part);
+            for step in 0..inputs.div_ceil(STEP) {
+                at.look_ahead(simd, step);
+                for _ in step * STEP..inputs.min((step + 1) * STEP) {
+                    let mut vectors = [simd.splat(0.0); VECTORS];
+                    for (vector, loaded) in vectors.iter_mut().enumerate() {
+                        *loaded = simd.load(weights.add(vector * S::LANES));
+                    }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let x = simd.splat(*x.add(row));
+                        for (sum, weight) in sums.iter_mut().zip(vectors) {
+                            *sum = simd.fma(x, weight, *sum);
+                        }
+                    }
+                    x = x.add(ROWS);
+                    weights = weights.add(PANEL);
+                }
+            }
+        }
+    }
+}
