@@ -1,20 +1,21 @@
-//! A checkpoint: config.json and the tensors of one or several safetensors files, mapped and not copied.
+//! A checkpoint: config.json and the tensors of one or several safetensors files, or of a GGUF file, mapped and not copied.
 //!
-//! Knows names, shapes and dtypes as stored; what they mean is the architecture's.
+//! Knows names, shapes and forms as stored; what they mean is the architecture's.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
-use candle_core::safetensors::{Load, MmapedSafetensors, SliceSafetensors};
-use candle_core::{Device, Tensor};
-use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::bundled;
+use crate::bytes::Bytes;
 use crate::error::LoadError;
 use crate::folder::Folder;
+use crate::stored::{Content, Kind, Order, Stored};
+use crate::{bundled, gguf};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -26,42 +27,80 @@ const SHARDS_MAX: usize = 1_000;
 pub struct Checkpoint {
     folder: Folder,
     config: Value,
-    weights: Weights,
-    /// Every tensor, with the number of its file.
-    names: BTreeMap<String, usize>,
-    /// The weights files' names.
-    files: Vec<String>,
+    tensors: BTreeMap<String, Place>,
+    files: Vec<Weights>,
 }
 
-enum Weights {
-    Mapped(Vec<MmapedSafetensors>),
-    Bundled(SliceSafetensors<'static>),
+/// A file of weights.
+struct Weights {
+    name: String,
+    bytes: Bytes,
+}
+
+/// Where a tensor lies, and how.
+struct Place {
+    /// Number of its file.
+    file: usize,
+    /// `Err`: what it is called that this program does not read. A model may carry such and not need it.
+    kind: Result<Kind, String>,
+    order: Order,
+    dims: Vec<usize>,
+    bytes: Range<usize>,
 }
 
 impl Checkpoint {
     /// Maps a folder's weights; all files are checked to be whole before anything is computed from them.
     pub fn open(folder: &Folder) -> Result<Self, LoadError> {
         let config = read_config(folder)?;
-        let files = weight_files(folder)?;
-        let weights = match folder {
+        let mut checkpoint = Checkpoint { folder: folder.clone(), config, tensors: BTreeMap::new(), files: Vec::new() };
+        match folder {
             Folder::Bundled => {
                 let bytes = bundled::file(SINGLE).expect("the bundled model has its weights");
-                Weights::Bundled(SliceSafetensors::new(bytes).map_err(LoadError::Prepare)?)
+                checkpoint.add_safetensors(SINGLE.into(), Bytes::Bundled(bytes))?;
             }
-            Folder::Disk(path) => Weights::Mapped(files.iter().map(|file| map(&path.join(file))).collect::<Result<_, _>>()?),
-        };
-        let mut names = BTreeMap::new();
-        match &weights {
-            Weights::Bundled(tensors) => names.extend(tensors.tensors().into_iter().map(|(name, _)| (name, 0))),
-            Weights::Mapped(maps) => {
-                for (number, tensors) in maps.iter().enumerate() {
-                    names.extend(tensors.tensors().into_iter().map(|(name, _)| (name, number)));
+            Folder::Disk(path) => {
+                for name in weight_files(folder)? {
+                    let bytes = map(&path.join(&name))?;
+                    checkpoint.add_safetensors(name, bytes)?;
                 }
             }
+            Folder::Gguf(path) => {
+                let bytes = gguf::map(path)?;
+                for gguf::Tensor { name, kind, order, dims, bytes } in gguf::tensors(path, &bytes)? {
+                    checkpoint.tensors.insert(name, Place { file: 0, kind: Ok(kind), order, dims, bytes });
+                }
+                checkpoint.files.push(Weights { name: SINGLE.into(), bytes });
+            }
         }
-        let checkpoint = Checkpoint { folder: folder.clone(), config, weights, names, files };
         checkpoint.check_index()?;
         Ok(checkpoint)
+    }
+
+    fn add_safetensors(&mut self, name: String, bytes: Bytes) -> Result<(), LoadError> {
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|source| LoadError::Weights {
+            path: self.folder.show(&name),
+            bytes: bytes.len() as u64,
+            source,
+        })?;
+        for (tensor, info) in metadata.tensors() {
+            // The header's length stands before it.
+            let start = size_of::<u64>() + header;
+            let place = Place {
+                file: self.files.len(),
+                kind: match info.dtype {
+                    Dtype::F32 => Ok(Kind::F32),
+                    Dtype::F16 => Ok(Kind::F16),
+                    Dtype::BF16 => Ok(Kind::Bf16),
+                    other => Err(format!("{other:?}")),
+                },
+                order: Order::AsIs,
+                dims: info.shape.clone(),
+                bytes: start + info.data_offsets.0..start + info.data_offsets.1,
+            };
+            self.tensors.insert(tensor, place);
+        }
+        self.files.push(Weights { name, bytes });
+        Ok(())
     }
 
     /// config.json.
@@ -76,52 +115,51 @@ impl Checkpoint {
 
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
     /// All tensors' names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(String::as_str)
+        self.tensors.keys().map(String::as_str)
     }
 
     /// A tensor's dimensions; nothing is read for it.
     pub fn shape(&self, name: &str) -> Result<Vec<usize>, LoadError> {
-        self.view(name, |view| Ok(view.shape().to_vec()))
+        self.place(name).map(|place| place.dims.clone())
     }
 
-    /// A tensor on `device`, in the dtype in which it is stored.
-    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor, LoadError> {
-        self.view(name, |view| view.load(device))
+    /// A tensor, where and as it lies.
+    pub(crate) fn stored(&self, name: &str) -> Result<Stored<'_>, LoadError> {
+        let place = self.place(name)?;
+        let kind = place.kind.clone().map_err(|kind| LoadError::Unsupported(format!(
+            "tensor {name} in {} is of type {kind}, and this version reads F32, F16 and BF16 from safetensors: convert the model",
+            self.folder.show(&self.files[place.file].name)
+        )))?;
+        let content = Content::File(&self.files[place.file].bytes, place.bytes.clone());
+        Ok(Stored { kind, order: place.order, dims: place.dims.clone(), content })
     }
 
-    /// Bytes of all weights as stored.
-    pub fn bytes(&self) -> u64 {
-        let sum = |tensors: Vec<(String, TensorView<'_>)>| tensors.iter().map(|(_, view)| view.data().len() as u64).sum::<u64>();
-        match &self.weights {
-            Weights::Bundled(tensors) => sum(tensors.tensors()),
-            Weights::Mapped(maps) => maps.iter().map(|tensors| sum(tensors.tensors())).sum(),
-        }
+    /// Matrices and vectors: how many values there are of each kind, by whether they are in a matrix. What has more dimensions
+    /// is no parameter of a model that is known here.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (bool, Kind, u64)> {
+        let known = self.tensors.values().filter(|place| place.dims.len() <= 2);
+        known.filter_map(|place| {
+            let kind = place.kind.as_ref().ok()?;
+            Some((place.dims.len() == 2, *kind, place.dims.iter().product::<usize>() as u64))
+        })
     }
 
-    fn view<T>(&self, name: &str, read: impl FnOnce(TensorView<'_>) -> candle_core::Result<T>) -> Result<T, LoadError> {
-        let Some(&number) = self.names.get(name) else {
+    fn place(&self, name: &str) -> Result<&Place, LoadError> {
+        self.tensors.get(name).ok_or_else(|| {
             let nearest = nearest_name(name, self.names()).map(|found| format!("; it has {found}")).unwrap_or_default();
-            let file = if self.files.len() == 1 { &self.files[0] } else { INDEX };
-            return Err(LoadError::TensorMissing { path: self.folder.show(file), name: name.into(), nearest });
-        };
-        let view = match &self.weights {
-            Weights::Bundled(tensors) => tensors.get(name),
-            Weights::Mapped(maps) => maps[number].get(name),
-        };
-        view.and_then(read).map_err(|source| {
-            let path = self.folder.show(&self.files[number]);
-            LoadError::Tensor { path, name: name.into(), source: source.into() }
+            let file = if self.files.len() == 1 { &self.files[0].name } else { INDEX };
+            LoadError::TensorMissing { path: self.folder.show(file), name: name.into(), nearest }
         })
     }
 
     /// What the index promises is there, so that a shard of another model is noticed here and not in the middle of loading.
     fn check_index(&self) -> Result<(), LoadError> {
-        if self.files.len() == 1 && self.files[0] == SINGLE {
+        if self.files.len() == 1 && self.files[0].name == SINGLE {
             return Ok(());
         }
         for (name, file) in read_index(&self.folder)?.unwrap_or_default() {
@@ -193,8 +231,8 @@ fn read_index(folder: &Folder) -> Result<Option<BTreeMap<String, String>>, LoadE
     Ok(Some(names))
 }
 
-/// Maps one file, after a check of its header that names the file and its length when something is wrong.
-fn map(path: &Path) -> Result<MmapedSafetensors, LoadError> {
+/// Maps one file, after a check of its beginning.
+fn map(path: &Path) -> Result<Bytes, LoadError> {
     let show = path.display().to_string();
     let read = |source| LoadError::Read { path: show.clone(), source };
     let mut file = match File::open(path) {
@@ -215,25 +253,7 @@ fn map(path: &Path) -> Result<MmapedSafetensors, LoadError> {
         let message = "a git-lfs pointer in place of the weights; run `git lfs pull` in the folder".into();
         return Err(LoadError::Invalid { path: show, message });
     }
-    // SAFETY: what a map shows changes when somebody writes to the file, which would make the floats read from it other
-    // floats, and raise SIGBUS where it is cut short. Nobody writes to it: a cache blob is replaced by renaming a new file
-    // over it, which leaves this one as it is, and a model's folder is the operator's, who is told in the guide to replace
-    // files and never to edit them in place. Every byte pattern is a valid number, so no value read is ever invalid.
-    #[allow(unsafe_code)]
-    let mapped = unsafe { MmapedSafetensors::new(path) };
-    mapped.map_err(|error| {
-        let source = without_path(error).into();
-        LoadError::Weights { path: show.clone(), bytes: metadata.len(), source }
-    })
-}
-
-/// candle wraps errors in the path, which ours name already.
-fn without_path(error: candle_core::Error) -> candle_core::Error {
-    match error {
-        candle_core::Error::WithPath { inner, .. } => without_path(*inner),
-        candle_core::Error::WithBacktrace { inner, .. } => without_path(*inner),
-        other => other,
-    }
+    Bytes::map(&file).map_err(read)
 }
 
 /// The name that is most like `wanted`: the same last parts under another prefix.
@@ -250,7 +270,7 @@ mod tests {
     use std::collections::HashMap;
     use std::path::PathBuf;
 
-    use candle_core::DType;
+    use candle_core::{DType, Device, Tensor};
     use proptest::prelude::*;
 
     use super::*;
@@ -305,37 +325,37 @@ mod tests {
     }
 
     fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
-        checkpoint.tensor(name, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap()
+        checkpoint.stored(name).unwrap().floats()
     }
 
     #[test]
     fn tensors_come_as_they_are_stored() {
         let checkpoint = Model::new().open().unwrap();
         assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["x.a.weight", "x.b.weight"]);
-        assert_eq!(checkpoint.tensor("x.a.weight", &Device::Cpu).unwrap().dtype(), DType::F16);
+        assert_eq!(checkpoint.stored("x.a.weight").unwrap().kind, Kind::F16);
         assert_eq!(values(&checkpoint, "x.a.weight"), [0.0, 1.0, 2.0]);
-        assert_eq!((checkpoint.shape("x.b.weight").unwrap(), checkpoint.bytes()), (vec![5], 16));
+        assert_eq!((checkpoint.shape("x.b.weight").unwrap(), checkpoint.values().count()), (vec![5], 2));
         assert_eq!(checkpoint.config()["model_type"], "gpt2");
     }
 
     #[test]
     fn shards_are_one_checkpoint() {
         let checkpoint = Model::sharded().open().unwrap();
-        assert_eq!((values(&checkpoint, "a"), values(&checkpoint, "b").len(), checkpoint.bytes()), (vec![0.0, 1.0, 2.0], 5, 16));
+        assert_eq!((values(&checkpoint, "a"), values(&checkpoint, "b").len()), (vec![0.0, 1.0, 2.0], 5));
     }
 
     #[test]
     fn the_bundled_model_is_read_from_the_binary() {
         let checkpoint = Checkpoint::open(&Folder::Bundled).unwrap();
         assert_eq!(checkpoint.shape("wte.weight").unwrap(), [4096, 256]);
-        let weights = checkpoint.tensor("wte.weight", &Device::Cpu).unwrap();
-        assert_eq!((weights.dtype(), weights.dims()), (DType::F16, &[4096, 256][..]));
+        let weights = checkpoint.stored("wte.weight").unwrap();
+        assert_eq!((weights.kind, &weights.dims[..]), (Kind::F16, &[4096, 256][..]));
     }
 
     #[test]
     fn a_missing_tensor_is_named_with_the_one_that_looks_alike() {
         let checkpoint = Model::new().open().unwrap();
-        let error = checkpoint.tensor("transformer.a.weight", &Device::Cpu).unwrap_err().to_string();
+        let error = checkpoint.shape("transformer.a.weight").unwrap_err().to_string();
         assert!(error.contains("no tensor transformer.a.weight; it has x.a.weight"), "{error}");
     }
 
@@ -401,7 +421,7 @@ mod tests {
             std::fs::write(model.path(SINGLE), &bytes).unwrap();
             if let Ok(checkpoint) = model.open() {
                 for name in checkpoint.names().map(str::to_string).collect::<Vec<_>>() {
-                    let _ = checkpoint.tensor(&name, &Device::Cpu);
+                    let _ = checkpoint.stored(&name).map(|stored| stored.floats());
                 }
             }
         }

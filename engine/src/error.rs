@@ -45,7 +45,7 @@ pub enum LoadError {
         /// Its length.
         bytes: u64,
         /// What the parser says.
-        source: Box<candle_core::Error>,
+        source: safetensors::SafeTensorError,
     },
     /// A tensor that the architecture needs is not in the checkpoint.
     #[error("{path} has no tensor {name}{nearest}: is this checkpoint of the architecture that config.json names?")]
@@ -56,16 +56,6 @@ pub enum LoadError {
         name: String,
         /// A name that is there and looks alike, as `; it has …`, or nothing.
         nearest: String,
-    },
-    /// A tensor can't be brought to the device.
-    #[error("failed to load tensor {name} of {path}")]
-    Tensor {
-        /// The weights file.
-        path: String,
-        /// The tensor.
-        name: String,
-        /// Why.
-        source: Box<candle_core::Error>,
     },
     /// A tensor has other dimensions than config.json says.
     #[error("tensor {name} is {got:?}, and config.json makes it {want:?}: config.json and weights are not of one model")]
@@ -114,6 +104,9 @@ pub enum LoadError {
     /// The device can't be used.
     #[error("{0}")]
     Device(String),
+    /// The model needs more memory than there is.
+    #[error("{0}")]
+    TooLarge(String),
     /// A computation failed while the weights were brought into place.
     #[error("failed to prepare the weights")]
     Prepare(#[source] candle_core::Error),
@@ -124,17 +117,25 @@ pub enum LoadError {
 pub enum ResolveError {
     /// What was asked for is neither a folder nor the name of a hub model.
     #[error(
-        "{spec:?} names no model: give a folder with config.json and model.safetensors, owner/name[@revision] of a hub model, or banyan-tiny"
+        "{spec:?} names no model: give a folder with config.json and model.safetensors, a .gguf file, owner/name[@revision] of a hub model, or banyan-tiny"
     )]
     Spec {
         /// What was asked for.
         spec: String,
     },
     /// A folder is there, and no model in it.
-    #[error("{folder} holds no model: it has no config.json", folder = .folder.display())]
+    #[error("{folder} holds no model: it has neither a config.json nor a .gguf file", folder = .folder.display())]
     Folder {
         /// Which.
         folder: PathBuf,
+    },
+    /// A folder has several GGUF files, each of them a model.
+    #[error("{folder} holds several .gguf files: name one, as in --model {first}", folder = .folder.display(), first = .first.display())]
+    SeveralFiles {
+        /// Which.
+        folder: PathBuf,
+        /// One of them.
+        first: PathBuf,
     },
     /// The hub can't be reached.
     #[error("the model hub at {endpoint} can't be reached ({reason})")]

@@ -1,4 +1,4 @@
-//! A model's folder in Hugging Face layout: on disk, or in the binary.
+//! A model's folder in Hugging Face layout: on disk, in the binary, or as a GGUF file shows itself.
 //!
 //! Reads whole small files; weights are mapped by [`crate::Checkpoint`]. Where the folder comes from is [`crate::Source`]'s.
 
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::bundled;
 use crate::error::LoadError;
+use crate::{bundled, gguf};
 
 /// No tokenizer or configuration file of a known model is larger than a tenth of this; weights are not read this way.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
@@ -20,6 +20,8 @@ const TEXT_BYTES_MAX: u64 = 256 << 20;
 pub enum Folder {
     /// A folder on disk.
     Disk(PathBuf),
+    /// A GGUF file: a whole folder by itself.
+    Gguf(PathBuf),
     /// The checkpoint that every binary carries.
     Bundled,
 }
@@ -33,7 +35,7 @@ impl From<&Path> for Folder {
 impl fmt::Display for Folder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Folder::Disk(path) => write!(f, "{}", path.display()),
+            Folder::Disk(path) | Folder::Gguf(path) => write!(f, "{}", path.display()),
             Folder::Bundled => write!(f, "{} (bundled)", bundled::NAME),
         }
     }
@@ -44,6 +46,8 @@ impl Folder {
     pub(crate) fn show(&self, name: &str) -> String {
         match self {
             Folder::Disk(path) => path.join(name).display().to_string(),
+            // Whatever it shows lies in the file itself.
+            Folder::Gguf(path) => path.display().to_string(),
             Folder::Bundled => format!("{}/{name} (bundled)", bundled::NAME),
         }
     }
@@ -52,6 +56,8 @@ impl Folder {
     pub(crate) fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
         let folder = match self {
             Folder::Bundled => return Ok(bundled::file(name).map(Cow::Borrowed)),
+            // What it has is no text: see `read_json`.
+            Folder::Gguf(_) => return Ok(None),
             Folder::Disk(folder) => folder,
         };
         let read = || {
@@ -74,6 +80,9 @@ impl Folder {
 
     /// A file as JSON; `None` where there is no such file.
     pub(crate) fn read_json(&self, name: &str) -> Result<Option<Value>, LoadError> {
+        if let Folder::Gguf(path) = self {
+            return gguf::read_json(path, name);
+        }
         let Some(bytes) = self.read(name)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|source| LoadError::Json { path: self.show(name), source })
     }

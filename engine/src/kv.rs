@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::engine::StartError;
-use crate::kernels;
+use crate::{kernels, memory};
 
 /// Positions of a page: one AVX-512 vector of scores.
 pub(crate) const PAGE_TOKENS: u32 = 16;
@@ -22,6 +22,11 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// Bytes of the keys and values of a whole context.
+    pub(crate) fn context_bytes(&self) -> u64 {
+        u64::from(self.context.div_ceil(PAGE_TOKENS)) * self.page_bytes()
+    }
+
     fn page_bytes(&self) -> u64 {
         (self.layers * kernels::page_floats(self.kv_heads, self.head_dim) * size_of::<f32>()) as u64
     }
@@ -34,7 +39,7 @@ pub(crate) fn pages(shape: Shape, batch_max: u32, tokens: Option<u64>) -> std::r
     let pages = tokens.map_or_else(
         || {
             let wanted = one.saturating_mul(u64::from(batch_max));
-            available_memory().map_or(wanted, |bytes| wanted.min(bytes / 4 / shape.page_bytes()))
+            memory::available().map_or(wanted, |bytes| wanted.min(bytes / 4 / shape.page_bytes()))
         },
         |tokens| tokens / page,
     );
@@ -43,13 +48,6 @@ pub(crate) fn pages(shape: Shape, batch_max: u32, tokens: Option<u64>) -> std::r
         return Err(StartError::KvMemory { tokens: pages * page, context: shape.context, megabytes });
     }
     Ok(u32::try_from(pages).unwrap_or(u32::MAX))
-}
-
-/// Bytes that programs can have without swapping, where the system says so.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// All pages of an engine.

@@ -89,7 +89,10 @@ impl Language for Model {
             }
         };
         extent.check_text(text.len())?;
-        let tokens = self.or_begin(self.tokenizer.encode(&text));
+        // A template writes the beginning of the text itself.
+        let rendered = self.template.own() && matches!(request.prompt, Prompt::Chat(_));
+        let tokens = if rendered { self.tokenizer.encode_rendered(&text) } else { self.tokenizer.encode(&text) };
+        let tokens = self.or_begin(tokens);
         Ok(Reading { text, tokens, stop })
     }
 

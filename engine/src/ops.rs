@@ -126,6 +126,13 @@ impl LayerNorm {
     }
 }
 
+/// A root mean square norm's parameter, `[width]`.
+#[allow(dead_code, reason = "the llama family's")]
+pub(crate) struct RmsNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) epsilon: f64,
+}
+
 /// How many heads, and how wide.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use crate::bundled;
 use crate::error::ResolveError;
 use crate::folder::Folder;
 use crate::hub::{Hub, Repo};
 use crate::progress::Progress;
+use crate::{bundled, gguf};
 
 /// What `up` serves when nothing else is asked for: OpenAI's GPT-2, 124M.
 const DEFAULT: &str = "openai-community/gpt2";
@@ -41,6 +41,7 @@ pub struct Source {
 enum Spec {
     Bundled,
     Folder(PathBuf),
+    File(PathBuf),
     Hub(Repo),
 }
 
@@ -48,7 +49,7 @@ impl Source {
     /// Finds the model that `spec` names and fetches it where it has to; with the settings of the environment. Blocks until
     /// it is there.
     ///
-    /// A spec is a folder in Hugging Face layout, `owner/name` or `owner/name@revision` of a hub model, `gpt2` and its
+    /// A spec is a folder in Hugging Face layout, a GGUF file or a folder with one, `owner/name` or `owner/name@revision` of a hub model, `gpt2` and its
     /// sizes, or `banyan-tiny`, the bundled model. Without one it is `gpt2`, or the bundled model where no hub can be
     /// reached, which is then said in a line.
     pub fn resolve(spec: Option<&str>, progress: &Progress) -> Result<Source, ResolveError> {
@@ -61,6 +62,7 @@ impl Source {
         match parse(spec)? {
             Spec::Bundled => Ok(Source::bundled()),
             Spec::Folder(folder) => Source::from_folder(&folder),
+            Spec::File(file) => Ok(Source::from_file(&file)),
             Spec::Hub(repo) => fetch(&repo, hub, progress).map_err(|error| match error {
                 // What the user asked for by name is never silently another model.
                 ResolveError::Unreachable { endpoint, reason } => ResolveError::NotCached {
@@ -78,15 +80,25 @@ impl Source {
         Source { folder: Folder::Bundled, name: bundled::NAME.into() }
     }
 
-    /// A folder in Hugging Face layout.
+    /// A folder in Hugging Face layout, or one with a GGUF file.
     pub fn from_folder(folder: &Path) -> Result<Source, ResolveError> {
         if !folder.join("config.json").is_file() {
-            return Err(ResolveError::Folder { folder: folder.to_path_buf() });
+            return match &gguf_files(folder)[..] {
+                [] => Err(ResolveError::Folder { folder: folder.to_path_buf() }),
+                [file] => Ok(Source::from_file(file)),
+                [first, ..] => Err(ResolveError::SeveralFiles { folder: folder.to_path_buf(), first: first.clone() }),
+            };
         }
         // `.` and `models/..` have names too, once they are whole.
         let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
         let name = whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
         Ok(Source { folder: Folder::Disk(folder.to_path_buf()), name })
+    }
+
+    /// A GGUF file, called by its name without the ending.
+    pub fn from_file(file: &Path) -> Source {
+        let name = file.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        Source { folder: Folder::Gguf(file.to_path_buf()), name }
     }
 
     /// Where the files lie.
@@ -101,10 +113,22 @@ impl Source {
 
     /// When its configuration came to this machine, in Unix seconds.
     pub fn created(&self) -> u64 {
-        let Folder::Disk(folder) = &self.folder else { return BUNDLED_CREATED };
-        let modified = std::fs::metadata(folder.join("config.json")).and_then(|metadata| metadata.modified());
+        let file = match &self.folder {
+            Folder::Bundled => return BUNDLED_CREATED,
+            Folder::Disk(folder) => folder.join("config.json"),
+            Folder::Gguf(file) => file.clone(),
+        };
+        let modified = std::fs::metadata(file).and_then(|metadata| metadata.modified());
         modified.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
     }
+}
+
+/// The GGUF files in a folder, by name.
+fn gguf_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| gguf::is_gguf(path) && path.is_file()).collect();
+    files.sort();
+    files
 }
 
 fn default(hub: &Hub, progress: &Progress) -> Result<Source, ResolveError> {
@@ -135,7 +159,7 @@ fn pinned() -> Repo {
     Repo { id: DEFAULT.into(), revision: DEFAULT_REVISION.into(), weights_sha256: Some(DEFAULT_WEIGHTS_SHA256) }
 }
 
-/// The bundled model's name, an existing folder, what is written like a path, and else a hub model.
+/// The bundled model's name, an existing folder or file, what is written like a path, and else a hub model.
 fn parse(spec: &str) -> Result<Spec, ResolveError> {
     if spec == bundled::NAME {
         return Ok(Spec::Bundled);
@@ -143,6 +167,9 @@ fn parse(spec: &str) -> Result<Spec, ResolveError> {
     let path = Path::new(spec);
     if path.is_dir() {
         return Ok(Spec::Folder(path.to_path_buf()));
+    }
+    if gguf::is_gguf(path) && path.is_file() {
+        return Ok(Spec::File(path.to_path_buf()));
     }
     let unknown = || ResolveError::Spec { spec: spec.into() };
     let (id, revision) = match spec.split_once('@') {
@@ -219,6 +246,20 @@ mod tests {
         assert_eq!(source.name(), "my-model");
         assert!(source.created() > 1_700_000_000);
         assert_eq!(Source::bundled().name(), "banyan-tiny");
+    }
+
+    #[test]
+    fn a_gguf_file_is_a_model_by_itself_or_alone_in_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("Small-Q4_K_M.gguf");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(parse(file.to_str().unwrap()).unwrap(), Spec::File(file.clone()));
+        for source in [Source::from_file(&file), Source::from_folder(folder.path()).unwrap()] {
+            assert_eq!((source.name(), source.folder()), ("Small-Q4_K_M", &Folder::Gguf(file.clone())));
+        }
+        std::fs::write(folder.path().join("other.GGUF"), "").unwrap();
+        let error = Source::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("several") && error.contains("--model"), "{error}");
     }
 
     proptest::proptest! {

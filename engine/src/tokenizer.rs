@@ -9,12 +9,12 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::error::LoadError;
 use crate::folder::Folder;
 
-/// A byte-level BPE tokenizer, as GPT-2 and its descendants have it.
+/// A BPE tokenizer over bytes (GPT-2 and its descendants) or over SentencePiece's pieces (Llama 2 and its).
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Token id to the bytes that it stands for: `bytes[starts[id]..starts[id + 1]]`.
@@ -44,12 +44,12 @@ impl Tokenizer {
     }
 
     fn build(folder: &Folder, mut inner: tokenizers::Tokenizer) -> Result<Self, LoadError> {
-        if !inner.get_decoder().is_some_and(is_byte_level) {
+        let Some(spelling) = inner.get_decoder().and_then(Spelling::of) else {
             return Err(LoadError::Unsupported(format!(
-                "the tokenizer in {folder} is not byte-level BPE, the only kind that this version knows: use a model of the \
-                 GPT-2 family"
+                "the tokenizer in {folder} is neither byte-level BPE nor SentencePiece's BPE with bytes to fall back on, and \
+                 this version knows no other: use a model of the GPT-2 or llama family"
             )));
-        }
+        };
         // A prompt is never cut or padded behind its author's back; what is too long is refused with figures.
         inner.with_truncation(None).map_err(|source| LoadError::Tokenizer { path: folder.show("tokenizer.json"), source })?;
         inner.with_padding(None);
@@ -72,20 +72,20 @@ impl Tokenizer {
             match added.get(&(id as u32)) {
                 Some(added) if added.special => {}
                 // As the byte-level decoder has it: a token with a character outside the alphabet stands for itself.
-                _ => match token.chars().map(|c| CHAR_BYTES.get(&c).copied()).collect::<Option<Vec<u8>>>() {
-                    Some(own) => bytes.extend(own),
-                    None => bytes.extend(token.as_bytes()),
-                },
+                _ => bytes.extend(spelling.bytes(token)),
             }
         }
         starts.push(bytes.len() as u32);
         let eos = read_eos(folder, &inner)?;
         let mut by_byte = [None; 256];
-        for (character, &byte) in CHAR_BYTES.iter() {
-            by_byte[usize::from(byte)] = inner.token_to_id(character.encode_utf8(&mut [0; 4]));
+        for byte in 0..=255 {
+            by_byte[usize::from(byte)] = inner.token_to_id(&spelling.token(byte));
         }
-        let whole = by_byte.iter().all(Option::is_some) && keeps_all(&inner);
+        let whole = by_byte.iter().all(Option::is_some) && keeps_all(&inner, spelling);
         let spelled = added.values().map(|added| added.content.len());
+        // A piece takes U+2581 for what it is, too.
+        let pieces = vocabulary.keys().filter(|_| spelling == Spelling::Pieces).map(String::len);
+        let spelled = spelled.chain(pieces);
         let longest = starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).chain(spelled).max();
         let token_bytes_max = longest.filter(|_| whole);
         Ok(Tokenizer { inner, bytes, starts, by_byte, eos, token_bytes_max })
@@ -100,7 +100,16 @@ impl Tokenizer {
     /// The tokens of a text, as Hugging Face's tokenizer gives them: special tokens are recognised where the text spells
     /// them.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        match self.inner.encode_fast(text, true) {
+        self.encode_with(text, true)
+    }
+
+    /// The tokens of a prompt that a chat template wrote: it begins with what the template begins with, and with nothing else.
+    pub(crate) fn encode_rendered(&self, text: &str) -> Vec<u32> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, begins: bool) -> Vec<u32> {
+        match self.inner.encode_fast(text, begins) {
             Ok(encoding) => encoding.get_ids().to_vec(),
             // Only a splitting pattern that gives up on a pathological text fails; byte by byte is the same text.
             Err(_) => text.bytes().filter_map(|byte| self.byte_token(byte)).collect(),
@@ -137,30 +146,72 @@ impl Tokenizer {
     }
 }
 
-/// The character by which a byte-level vocabulary writes each byte, inverted (`bytes_to_unicode` in OpenAI's
-/// gpt-2/src/encoder.py): printable Latin-1 stands for itself, the other bytes for U+0100 and up in order.
-static CHAR_BYTES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut shifted = ('\u{100}'..).take((0..=255).filter(|&byte| !printable(byte)).count());
-    (0..=255)
-        .map(|byte| match printable(byte) {
-            true => (char::from(byte), byte),
-            false => (shifted.next().expect("one for each unprintable byte"), byte),
-        })
-        .collect()
+/// The character by which a byte-level vocabulary writes each byte (`bytes_to_unicode` in OpenAI's gpt-2/src/encoder.py):
+/// printable Latin-1 stands for itself, the other bytes for U+0100 and up in order.
+static BYTE_CHARS: LazyLock<[char; 256]> = LazyLock::new(|| {
+    let mut shifted = '\u{100}'..;
+    std::array::from_fn(|byte| match byte as u8 {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte as u8),
+        _ => shifted.next().expect("one for each unprintable byte"),
+    })
 });
 
-fn is_byte_level(decoder: &DecoderWrapper) -> bool {
-    match decoder {
-        DecoderWrapper::ByteLevel(_) => true,
-        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(is_byte_level),
-        _ => false,
+/// The same, inverted.
+static CHAR_BYTES: LazyLock<HashMap<char, u8>> = LazyLock::new(|| BYTE_CHARS.iter().copied().zip(0..=255).collect());
+
+/// How a vocabulary writes bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spelling {
+    /// A character for each.
+    ByteLevel,
+    /// As text, with U+2581 for a space; what is in no piece as `<0x0A>`.
+    Pieces,
+}
+
+/// SentencePiece's space.
+const SPACE: char = '\u{2581}';
+
+impl Spelling {
+    /// What a decoder undoes.
+    fn of(decoder: &DecoderWrapper) -> Option<Spelling> {
+        match decoder {
+            DecoderWrapper::ByteLevel(_) => Some(Spelling::ByteLevel),
+            DecoderWrapper::ByteFallback(_) => Some(Spelling::Pieces),
+            DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().find_map(Spelling::of),
+            _ => None,
+        }
+    }
+
+    /// The bytes that a token stands for.
+    fn bytes(self, token: &str) -> Vec<u8> {
+        match self {
+            // As the byte-level decoder has it: a token with a character outside the alphabet stands for itself.
+            Spelling::ByteLevel => {
+                let own = token.chars().map(|c| CHAR_BYTES.get(&c).copied()).collect::<Option<Vec<u8>>>();
+                own.unwrap_or_else(|| token.as_bytes().to_vec())
+            }
+            Spelling::Pieces => {
+                let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|rest| rest.len() == 2);
+                match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                    Some(byte) => vec![byte],
+                    None => token.replace(SPACE, " ").into_bytes(),
+                }
+            }
+        }
+    }
+
+    /// The token of a byte.
+    fn token(self, byte: u8) -> String {
+        match self {
+            Spelling::ByteLevel => BYTE_CHARS[usize::from(byte)].to_string(),
+            Spelling::Pieces => format!("<0x{byte:02X}>"),
+        }
     }
 }
 
 /// Whether every byte of a text comes to stand in one of its tokens, where each byte has a token of its own: nothing is
 /// normalized, and no splitting and no special token swallows what is around it.
-fn keeps_all(inner: &tokenizers::Tokenizer) -> bool {
+fn keeps_all(inner: &tokenizers::Tokenizer, spelling: Spelling) -> bool {
     fn keeps(pre_tokenizer: &PreTokenizerWrapper) -> bool {
         match pre_tokenizer {
             PreTokenizerWrapper::ByteLevel(_) | PreTokenizerWrapper::Digits(_) => true,
@@ -170,9 +221,22 @@ fn keeps_all(inner: &tokenizers::Tokenizer) -> bool {
         }
     }
     let bare = |bpe: &BPE| bpe.continuing_subword_prefix.is_none() && bpe.end_of_word_suffix.is_none();
-    inner.get_normalizer().is_none()
-        && inner.get_pre_tokenizer().is_some_and(keeps)
-        && matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bare(bpe))
+    /// Whether it only writes spaces in another way.
+    fn respells(normalizer: &NormalizerWrapper) -> bool {
+        match normalizer {
+            NormalizerWrapper::Prepend(_) => true,
+            NormalizerWrapper::Replace(_) => serde_json::to_value(normalizer)
+                .is_ok_and(|replace| replace["pattern"]["String"] == " " && replace["content"] == SPACE.to_string()),
+            NormalizerWrapper::Sequence(sequence) => sequence.as_ref().iter().all(respells),
+            _ => false,
+        }
+    }
+    let (normalizer, splits) = (inner.get_normalizer(), inner.get_pre_tokenizer());
+    let kept = match spelling {
+        Spelling::ByteLevel => normalizer.is_none() && splits.is_some_and(keeps),
+        Spelling::Pieces => normalizer.is_none_or(respells) && splits.is_none(),
+    };
+    kept && matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bare(bpe) && bpe.byte_fallback == (spelling == Spelling::Pieces))
         && inner.get_added_tokens_decoder().values().all(|added| !added.lstrip && !added.rstrip)
 }
 

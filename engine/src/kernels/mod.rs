@@ -22,8 +22,7 @@ mod simd;
 
 pub(crate) use attention::{Attention, Segment, page_floats};
 pub(crate) use limits::{Buffer as LimitsBuffer, bf16_rate, f32_rate, int8_rate};
-#[allow(unused_imports)] // `Block` is for formats whose files have integers.
-pub(crate) use packed::{Block, Columns, Packed, matmul};
+pub(crate) use packed::{BLOCK, Block, Columns, Packed, matmul};
 pub(crate) use pointwise::layer_norm;
 pub(crate) use pool::Pool;
 pub(crate) use simd::Isa;

@@ -3,16 +3,14 @@
 //! gpt2, gpt2-medium, -large, -xl, distilgpt2 and fine-tunes. Weights never change; a sequence's keys and values are in the
 //! cache that the caller passes in.
 
-use std::sync::OnceLock;
-
 use candle_core::{Result, Tensor};
 use serde_json::Value;
 
 use super::weights::Weights;
-use crate::kernels::{Pool, Segment};
+use crate::LoadError;
+use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
 use crate::ops::{Compute, Heads, LayerNorm, Linear, Then, attention};
-use crate::{LoadError, threads};
 
 /// No known model of this family is near these; beyond them a config.json is damaged or hostile.
 const SIZE_MAX: u64 = 1 << 24;
@@ -210,17 +208,7 @@ impl Gpt2 {
                 lm_head: weights.head("lm_head.weight", n, config.vocab_size)?,
             }
         };
-        let pool =
-            Pool::new(threads::available()).map_err(|error| LoadError::Device(format!("no threads to load with: {error}")))?;
-        let blocks: Vec<OnceLock<std::result::Result<Block, LoadError>>> = (0..config.n_layer).map(|_| OnceLock::new()).collect();
-        pool.run(config.n_layer, &|layer| {
-            // Each layer is one task, so nobody else fills its place.
-            let _ = blocks[layer].set(Block::load(&config, weights, layer));
-        });
-        let h = blocks
-            .into_iter()
-            .map(|block| block.into_inner().expect("the pool runs every task"))
-            .collect::<std::result::Result<Vec<_>, LoadError>>()?;
+        let h = weights.layers(config.n_layer, |layer| Block::load(&config, weights, layer))?;
         Ok(Gpt2 {
             wpe: weights.tensor("wpe.weight", &[config.n_positions, n])?,
             h,

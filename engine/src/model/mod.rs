@@ -1,13 +1,14 @@
 //! A loaded model: network, tokenizer and chat template, shared by the engines of a process.
 
 mod evaluate;
+mod fit;
 mod gpt2;
 mod network;
 mod options;
 mod weights;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
@@ -17,7 +18,7 @@ use crate::engine::Info;
 use crate::kernels::{Isa, Pool};
 use crate::kv::{self, Cache};
 use crate::ops::Compute;
-use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer};
+use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer, memory};
 
 pub(crate) use network::{Config, Network};
 pub use options::{DeviceChoice, Dtype, LoadOptions, RandomShape, UnknownChoice};
@@ -53,8 +54,7 @@ impl Model {
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
     pub fn random(shape: RandomShape, dtype: Dtype) -> Result<Model, LoadError> {
-        let weights =
-            Weights { source: From::Random, form: Form::Packed(dtype.settled()), device: Device::Cpu, taken: Mutex::default() };
+        let weights = Weights::new(From::Random, Form::Packed(dtype), Device::Cpu)?;
         let config = Config::Gpt2(match shape {
             RandomShape::Gpt2 => gpt2::Config::gpt2(),
             RandomShape::Gpt2Large => gpt2::Config::gpt2_large(),
@@ -68,8 +68,11 @@ impl Model {
         let folder = source.folder();
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
+        if device.is_cpu() {
+            fit::check(source.name(), &checkpoint, form, config.kv_shape(), memory::available())?;
+        }
         let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
-        let weights = Weights { source: From::Checkpoint(&checkpoint, prefix), form, device, taken: Mutex::default() };
+        let weights = Weights::new(From::Checkpoint(&checkpoint, prefix), form, device)?;
         let network = Network::load(config.clone(), &weights)?;
         let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, isa)?;
         info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");
@@ -91,10 +94,7 @@ impl Model {
             let message = format!("the tokenizer has {tokens} tokens and the model only {rows}: they are not of one model");
             return Err(LoadError::Invalid { path: folder.show("tokenizer.json"), message });
         }
-        let dtype = match weights.form {
-            Form::Packed(dtype) => dtype,
-            Form::Plain => Dtype::F32,
-        };
+        let dtype = weights.dtype();
         let template = Template::open(folder)?;
         let mut model = Model {
             network,
@@ -184,7 +184,7 @@ impl Tag for Device {
 
 /// The device and form that options ask for.
 fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
-    let dtype = options.dtype.settled();
+    let dtype = options.dtype;
     let gpu = match options.device {
         DeviceChoice::Cpu => return Ok((Device::Cpu, Form::Packed(dtype))),
         DeviceChoice::Auto if !candle_core::utils::cuda_is_available() => return Ok((Device::Cpu, Form::Packed(dtype))),
@@ -196,7 +196,7 @@ fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
         return Err(LoadError::Device(message));
     }
     match Device::new_cuda(gpu) {
-        Ok(_) if dtype != Dtype::F32 => Err(LoadError::Unsupported(format!(
+        Ok(_) if !matches!(dtype, Dtype::Auto | Dtype::F32) => Err(LoadError::Unsupported(format!(
             "on cuda:{gpu} this version computes in f32 only: take --dtype f32, or --device cpu"
         ))),
         Ok(device) => Ok((device, Form::Plain)),

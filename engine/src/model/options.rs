@@ -40,16 +40,6 @@ pub enum Dtype {
     Q4,
 }
 
-impl Dtype {
-    /// `auto` settled.
-    pub(crate) fn settled(self) -> Dtype {
-        match self {
-            Dtype::Auto | Dtype::F32 => Dtype::F32,
-            other => other,
-        }
-    }
-}
-
 /// In which model's shape random weights come, for benchmarks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RandomShape {

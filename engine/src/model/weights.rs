@@ -1,21 +1,28 @@
 //! Tensors by name, checked against the shapes that the architecture wants, on their way into the forms that compute.
+//!
+//! A matrix goes from where the file has it straight into panels, on all threads, and no second copy of it exists.
 
-use candle_core::{DType, Device, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
-use std::sync::Mutex;
 
 use super::Dtype;
-use crate::kernels::{Columns, Packed};
-use crate::ops::{LayerNorm, Linear, with_floats};
-use crate::{Checkpoint, LoadError};
+use crate::kernels::{Columns, Packed, Pool};
+use crate::ops::{LayerNorm, Linear, RmsNorm};
+use crate::stored::{Content, Kind, Matrix, Order, Stored};
+use crate::{Checkpoint, LoadError, threads};
 
 /// Where tensors come from, and what they become.
 pub(crate) struct Weights<'a> {
-    pub(crate) source: From<'a>,
+    source: From<'a>,
     pub(crate) form: Form,
     pub(crate) device: Device,
+    pool: Pool,
     /// What was taken so far: a line for each tensor.
-    pub(crate) taken: Mutex<Vec<String>>,
+    taken: Mutex<Vec<String>>,
+    /// Weights that were packed so far, by what they became.
+    packed: Mutex<Vec<(Dtype, u64)>>,
 }
 
 /// Where tensors come from.
@@ -29,50 +36,89 @@ pub(crate) enum From<'a> {
 /// What matrices become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Panels for the CPU's kernels.
+    /// Panels for the CPU's kernels; `auto` is settled matrix by matrix.
     Packed(Dtype),
     /// candle tensors in f32.
     Plain,
 }
 
-impl Weights<'_> {
+/// What a matrix is to the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It makes a layer's activations of others.
+    Projection,
+    /// It makes activations of tokens, or logits of activations.
+    Vocabulary,
+}
+
+impl Form {
+    /// What a matrix of the checkpoint's `stored` form becomes.
+    pub(crate) fn dtype(self, role: Role, stored: Dtype) -> Dtype {
+        match self {
+            Form::Plain => Dtype::F32,
+            Form::Packed(Dtype::Auto) => stored,
+            // Four bits for the vocabulary cost more quality than they save memory.
+            Form::Packed(Dtype::Q4) if role == Role::Vocabulary => Dtype::Q8,
+            Form::Packed(dtype) => dtype,
+        }
+    }
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(source: From<'a>, form: Form, device: Device) -> Result<Weights<'a>, LoadError> {
+        let pool = Pool::new(threads::available());
+        let pool = pool.map_err(|error| LoadError::Device(format!("no threads to load with: {error}")))?;
+        Ok(Weights { source, form, device, pool, taken: Mutex::default(), packed: Mutex::default() })
+    }
+
+    /// Makes a network's layers, several at a time.
+    pub(crate) fn layers<T: Send + Sync>(
+        &self,
+        count: usize,
+        layer: impl Fn(usize) -> Result<T, LoadError> + Sync,
+    ) -> Result<Vec<T>, LoadError> {
+        let layers: Vec<_> = (0..count).map(|_| std::sync::OnceLock::new()).collect();
+        self.pool.run(count, &|index| {
+            // Each layer is one task, so nobody else fills its place.
+            let _ = layers[index].set(layer(index));
+        });
+        layers.into_iter().map(|layer| layer.into_inner().expect("the pool runs every task")).collect()
+    }
+
     /// A tensor in f32 on the device.
     pub(crate) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor, LoadError> {
-        let tensor = match &self.source {
-            From::Checkpoint(checkpoint, prefix) => {
-                let name = stored(prefix, name);
-                let got = checkpoint.shape(&name)?;
-                if got != dims {
-                    return Err(LoadError::TensorShape { name, got, want: dims.to_vec() });
-                }
-                // Widened on the CPU, where the fingerprint is taken: a device need not know the stored type.
-                checkpoint.tensor(&name, &Device::Cpu)?.to_dtype(DType::F32).and_then(|tensor| tensor.contiguous())
-            }
-            From::Random => Tensor::from_vec(noise(name, dims), dims, &Device::Cpu),
-        };
-        let tensor = tensor.map_err(LoadError::Prepare)?;
-        let (digest, broken) =
-            with_floats(&tensor, |values| (digest(values), first_broken(values))).map_err(LoadError::Prepare)?;
-        if let (Some((element, value)), From::Checkpoint(checkpoint, prefix)) = (broken, &self.source) {
-            let (folder, name) = (checkpoint.folder().to_string(), stored(prefix, name));
-            return Err(LoadError::NotFinite { folder, name, element, value });
-        }
-        let line = format!("{name} {dims:?} {digest:016x}");
-        self.taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(line);
-        tensor.to_device(&self.device).map_err(LoadError::Prepare)
+        let values = self.take(name, dims)?.floats();
+        Tensor::from_vec(values, dims, &self.device).map_err(LoadError::Prepare)
     }
 
     /// A `Conv1D`: `weight` is `[inputs, columns]`.
     pub(crate) fn conv1d(&self, name: &str, inputs: usize, columns: usize) -> Result<Linear, LoadError> {
-        let weight = self.tensor(&format!("{name}.weight"), &[inputs, columns])?;
-        let bias = self.tensor(&format!("{name}.bias"), &[columns])?;
-        self.linear(weight, [inputs, columns], [columns, 1], Some(bias))
+        let weight = Matrix::of_columns(self.take(&format!("{name}.weight"), &[inputs, columns])?);
+        let bias = self.take(&format!("{name}.bias"), &[columns])?.floats();
+        self.linear_of(Role::Projection, weight, Some(bias))
+    }
+
+    /// A `Linear`: `weight` is `[columns, inputs]`.
+    #[allow(dead_code, reason = "the llama family's")]
+    pub(crate) fn linear(&self, name: &str, inputs: usize, columns: usize, bias: bool) -> Result<Linear, LoadError> {
+        self.fused(&[(name, columns)], inputs, bias)
+    }
+
+    /// Several `Linear`s of the same inputs as one matrix, side by side: `(name, columns)` each.
+    pub(crate) fn fused(&self, parts: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Linear, LoadError> {
+        let weight = |(name, columns): &(&str, usize)| self.take(&format!("{name}.weight"), &[*columns, inputs]);
+        let weights = parts.iter().map(weight).collect::<Result<Vec<_>, LoadError>>()?;
+        let mut biases = Vec::new();
+        for (name, columns) in parts.iter().filter(|_| bias) {
+            biases.extend(self.take(&format!("{name}.bias"), &[*columns])?.floats());
+        }
+        self.linear_of(Role::Projection, Matrix::of_rows(weights), bias.then_some(biases))
     }
 
     /// A matrix stored as `[columns, inputs]`, without a bias: an embedding or a head.
     pub(crate) fn head(&self, name: &str, inputs: usize, columns: usize) -> Result<Linear, LoadError> {
-        let weight = self.tensor(name, &[columns, inputs])?;
-        self.linear(weight, [inputs, columns], [1, inputs], None)
+        let weight = self.take(name, &[columns, inputs])?;
+        self.linear_of(Role::Vocabulary, Matrix::of_rows(vec![weight]), None)
     }
 
     pub(crate) fn layer_norm(&self, name: &str, width: usize, epsilon: f64) -> Result<LayerNorm, LoadError> {
@@ -81,88 +127,65 @@ impl Weights<'_> {
         Ok(LayerNorm { weight, bias, epsilon })
     }
 
-    fn linear(
-        &self,
-        weight: Tensor,
-        [inputs, columns]: [usize; 2],
-        strides: [usize; 2],
-        bias: Option<Tensor>,
-    ) -> Result<Linear, LoadError> {
-        let Form::Packed(dtype) = self.form else {
-            let weight = if strides[0] == 1 { weight.t().map_err(LoadError::Prepare)? } else { weight };
-            return Ok(Linear::Plain { weight, bias });
+    #[allow(dead_code, reason = "the llama family's")]
+    pub(crate) fn rms_norm(&self, name: &str, width: usize, epsilon: f64) -> Result<RmsNorm, LoadError> {
+        Ok(RmsNorm { weight: self.tensor(&format!("{name}.weight"), &[width])?, epsilon })
+    }
+
+    fn linear_of(&self, role: Role, matrix: Matrix<'_>, bias: Option<Vec<f32>>) -> Result<Linear, LoadError> {
+        let (inputs, columns) = (matrix.inputs(), Columns::columns(&matrix));
+        if self.form == Form::Plain {
+            let weight = Tensor::from_vec(matrix.floats(), (columns, inputs), &self.device).and_then(|weight| weight.t());
+            let bias = bias.map(|bias| Tensor::from_vec(bias, columns, &self.device)).transpose();
+            return Ok(Linear::Plain { weight: weight.map_err(LoadError::Prepare)?, bias: bias.map_err(LoadError::Prepare)? });
+        }
+        let dtype = self.form.dtype(role, matrix.stored());
+        let weight = Packed::pack(dtype, &matrix)?;
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner).push((dtype, (inputs * columns) as u64));
+        Ok(Linear::Packed { weight, bias: bias.unwrap_or_default() })
+    }
+
+    /// A tensor of these dimensions whose content is sound.
+    fn take(&self, name: &str, dims: &[usize]) -> Result<Stored<'_>, LoadError> {
+        let stored = match &self.source {
+            From::Checkpoint(checkpoint, prefix) => checkpoint.stored(&in_checkpoint(prefix, name))?,
+            From::Random => {
+                let content = Content::Own(noise(name, dims));
+                Stored { kind: Kind::F32, order: Order::AsIs, dims: dims.to_vec(), content }
+            }
         };
-        let bias = match bias {
-            Some(bias) => bias.to_vec1().map_err(LoadError::Prepare)?,
-            None => Vec::new(),
-        };
-        let weight = with_floats(&weight, |weights| Packed::pack(dtype, &Floats { weights, inputs, columns, strides }));
-        Ok(Linear::Packed { weight: weight.map_err(LoadError::Prepare)??, bias })
+        if stored.dims != dims {
+            return Err(LoadError::TensorShape { name: name.into(), got: stored.dims, want: dims.to_vec() });
+        }
+        let seen = stored.see(&self.pool);
+        if let (Some((element, value)), From::Checkpoint(checkpoint, prefix)) = (seen.broken, &self.source) {
+            let (folder, name) = (checkpoint.folder().to_string(), in_checkpoint(prefix, name));
+            return Err(LoadError::NotFinite { folder, name, element, value });
+        }
+        let line = format!("{name} {dims:?} {} {:016x}", stored.kind, seen.digest);
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        Ok(stored)
+    }
+
+    /// What most weights became.
+    pub(crate) fn dtype(&self) -> Dtype {
+        let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |dtype: Dtype| packed.iter().filter(|(of, _)| *of == dtype).map(|(_, weights)| weights).sum::<u64>();
+        let all = [Dtype::F32, Dtype::Bf16, Dtype::Q8, Dtype::Q4];
+        all.into_iter().max_by_key(|dtype| of(*dtype)).filter(|dtype| of(*dtype) > 0).unwrap_or(Dtype::F32)
     }
 
     /// What identifies everything that was taken.
     pub(crate) fn identity(&self) -> [u8; 32] {
-        let mut taken = self.taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
         taken.sort_unstable();
         Sha256::digest(taken.join("\n")).into()
     }
 }
 
-/// A matrix in f32 whose element for an input and a column is `weights[input * strides[0] + column * strides[1]]`.
-struct Floats<'a> {
-    weights: &'a [f32],
-    inputs: usize,
-    columns: usize,
-    strides: [usize; 2],
-}
-
-impl Columns for Floats<'_> {
-    fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    fn columns(&self) -> usize {
-        self.columns
-    }
-
-    fn stored(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn floats(&self, column: usize, to: &mut [f32]) {
-        for (input, to) in to.iter_mut().enumerate() {
-            *to = self.weights[input * self.strides[0] + column * self.strides[1]];
-        }
-    }
-}
-
 /// What a checkpoint calls a tensor: the prefix is the body's, and the head stands beside it.
-fn stored(prefix: &str, name: &str) -> String {
+fn in_checkpoint(prefix: &str, name: &str) -> String {
     if name.starts_with("lm_head.") { name.to_owned() } else { format!("{prefix}{name}") }
-}
-
-/// A number that two tensors share only if they are equal, but by an accident of one in 2^64: it guards against mixed-up
-/// weights, not against an adversary, and costs a tenth of a cryptographic one.
-fn digest(values: &[f32]) -> u64 {
-    let mut lanes = [0x9e37_79b9_7f4a_7c15u64, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
-    for chunk in values.chunks(8) {
-        for (lane, pair) in lanes.iter_mut().zip(chunk.chunks(2)) {
-            let bits = u64::from(pair[0].to_bits()) | u64::from(pair.get(1).map_or(0, |value| value.to_bits())) << 32;
-            *lane = (*lane ^ bits).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(29);
-        }
-    }
-    lanes
-        .into_iter()
-        .fold(values.len() as u64, |digest, lane| (digest ^ lane).wrapping_mul(0xc4ce_b9fe_1a85_ec53).rotate_left(31))
-}
-
-/// The first value that is no finite number, and where it stands.
-fn first_broken(values: &[f32]) -> Option<(usize, f32)> {
-    // By blocks, without a branch for each value: it costs a tenth of reading them.
-    let finite = |block: &[f32]| block.iter().fold(true, |finite, value| finite & value.is_finite());
-    let block = values.chunks(1024).position(|block| !finite(block))?;
-    let from = block * 1024;
-    values[from..].iter().position(|value| !value.is_finite()).map(|at| (from + at, values[from + at]))
 }
 
 /// GPT-2's initial weights, nearly: a standard deviation of 0.02 (uniform, not normal), norms of 1, biases of 0.
