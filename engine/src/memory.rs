@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 pub(crate) fn available() -> Option<u64> {
     let system = read("/proc/meminfo".as_ref()).and_then(|text| of_meminfo(&text));
     let groups = read("/proc/self/cgroup".as_ref()).unwrap_or_default();
-    let limits = folders(&groups).into_iter().filter_map(|folder| Some(of_group(&folder, &|name| read(&folder.join(name)))?));
+    let limits = folders(&groups).into_iter().filter_map(|folder| of_group(&folder, &|name| read(&folder.join(name))));
     limits.chain(system).min()
 }
 

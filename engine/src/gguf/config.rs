@@ -119,7 +119,7 @@ fn scaling(header: &Header<'_>, family: Family, file: &[u8], context: u64) -> Re
     let original = header.whole(&key("scaling.original_context_length"))?;
     match (header.text(&key("scaling.type"))?, factor) {
         (Some("none"), _) | (None, None) => Ok(Value::Null),
-        (Some("linear") | None, Some(factor)) if factor == 1.0 => Ok(Value::Null),
+        (Some("linear") | None, Some(1.0)) => Ok(Value::Null),
         (Some("linear") | None, Some(factor)) => Ok(json!({"rope_type": "linear", "factor": factor})),
         (Some("yarn"), Some(factor)) => {
             Ok(json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original.unwrap_or(context)}))
