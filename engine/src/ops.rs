@@ -2,10 +2,10 @@
 //!
 //! The candle versions run on the CPU too: they are what the kernels are compared with.
 
-use candle_core::{D, DType, Result, Storage as Stored, Tensor};
+use candle_core::{D, DType, Device, Result, Storage as Stored, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
-use crate::kernels::{self, Attention, Epilogue, Isa, Packed, Pool, Segment};
+use crate::kernels::{self, Attention, Epilogue, Isa, Packed, Pool, Rotary, Segment};
 use crate::kv::{PAGE_TOKENS, Storage};
 
 /// What computes.
@@ -17,6 +17,15 @@ pub(crate) enum Compute<'a> {
     Plain,
 }
 
+impl<'a> Compute<'a> {
+    fn kernels(self) -> Result<(Isa, &'a Pool)> {
+        match self {
+            Compute::Kernels(isa, pool) => Ok((isa, pool)),
+            Compute::Plain => candle_core::bail!("packed weights are for the kernels"),
+        }
+    }
+}
+
 /// What becomes of a product.
 #[derive(Clone, Copy)]
 pub(crate) enum Then<'a> {
@@ -25,6 +34,41 @@ pub(crate) enum Then<'a> {
     Gelu,
     /// The residual stream takes it up.
     AddTo(&'a Tensor),
+    /// It is `[gate, up]`, and becomes `silu(gate) * up`: half as wide.
+    SwiGlu,
+    /// It is queries, keys and values, and they are turned by their positions.
+    Turn(&'a Rotation<'a>),
+}
+
+/// Rotary position embedding of queries and keys: dimension `i` of a head with dimension `dim / 2 + i`.
+pub(crate) struct Rotation<'a> {
+    pub(crate) heads: Heads,
+    /// Of each head of queries, and of keys, before it is turned.
+    pub(crate) norms: Option<(&'a RmsNorm, &'a RmsNorm)>,
+    pub(crate) turns: &'a Turns<'a>,
+}
+
+/// By what angles each row of a step is turned.
+pub(crate) enum Turns<'a> {
+    /// For each row the cosines, then the sines: `[dim / 2]` each.
+    Kernels(Vec<&'a [f32]>),
+    /// Cosines and sines, `[rows, 1, dim / 2]` each.
+    Plain(Tensor, Tensor),
+}
+
+impl<'a> Turns<'a> {
+    /// Of rows of cosines, then sines: `[dim / 2]` each.
+    pub(crate) fn new(on: Compute<'_>, rows: Vec<&'a [f32]>, device: &Device) -> Result<Turns<'a>> {
+        if let Compute::Kernels(..) = on {
+            return Ok(Turns::Kernels(rows));
+        }
+        let half = rows.first().map_or(0, |row| row.len() / 2);
+        let table = |from: usize| {
+            let values: Vec<f32> = rows.iter().flat_map(|row| &row[from..from + half]).copied().collect();
+            Tensor::from_vec(values, (rows.len(), 1, half), device)
+        };
+        Ok(Turns::Plain(table(0)?, table(half)?))
+    }
 }
 
 /// A matrix `[inputs, columns]` and its bias.
@@ -45,14 +89,31 @@ impl Linear {
                 Then::Nothing => Ok(y),
                 Then::Gelu => y.gelu(),
                 Then::AddTo(residual) => residual + y,
+                Then::SwiGlu => {
+                    let width = y.dim(1)? / 2;
+                    y.narrow(1, 0, width)?.silu()? * y.narrow(1, width, width)?
+                }
+                Then::Turn(rotation) => rotation.plain(on, &y),
             };
         }
+        let mut columns = self.columns()?;
         let y = match then {
             Then::Nothing => self.packed(on, x, Epilogue::None)?,
             Then::Gelu => self.packed(on, x, Epilogue::Gelu)?,
             Then::AddTo(residual) => with_floats(residual, |residual| self.packed(on, x, Epilogue::Add(residual)))??,
+            Then::SwiGlu => {
+                let wide = self.packed(on, x, Epilogue::None)?;
+                columns /= 2;
+                let (isa, pool) = on.kernels()?;
+                kernels::swiglu(isa, pool, &wide, columns)
+            }
+            Then::Turn(rotation) => {
+                let mut qkv = self.packed(on, x, Epilogue::None)?;
+                rotation.turn(on, &mut qkv)?;
+                qkv
+            }
         };
-        Tensor::from_vec(y, (x.dim(0)?, self.columns()?), x.device())
+        Tensor::from_vec(y, (x.dim(0)?, columns), x.device())
     }
 
     /// The same product as numbers on the host, without a copy where it is there already.
@@ -87,9 +148,7 @@ impl Linear {
     }
 
     fn packed(&self, on: Compute<'_>, x: &Tensor, epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
-        let Compute::Kernels(isa, pool) = on else {
-            candle_core::bail!("packed weights are for the kernels");
-        };
+        let (isa, pool) = on.kernels()?;
         with_floats(x, |x| match self {
             Linear::Packed { weight, bias } => Ok(kernels::matmul(isa, pool, x, weight, bias, epilogue)),
             Linear::Plain { .. } => candle_core::bail!("plain weights are for candle's operations"),
@@ -126,11 +185,71 @@ impl LayerNorm {
     }
 }
 
-/// A root mean square norm's parameter, `[width]`.
-#[allow(dead_code, reason = "the llama family's")]
+/// A root-mean-square norm's parameter, `[width]`.
 pub(crate) struct RmsNorm {
     pub(crate) weight: Tensor,
     pub(crate) epsilon: f64,
+}
+
+impl RmsNorm {
+    /// `[rows, width]`; of candle's operations, also `[.., width]`.
+    pub(crate) fn forward(&self, on: Compute<'_>, x: &Tensor) -> Result<Tensor> {
+        match on {
+            Compute::Kernels(isa, pool) => {
+                let y = with_floats(x, |x| {
+                    with_floats(&self.weight, |weight| kernels::rms_norm(isa, pool, x, weight, self.epsilon as f32))
+                })??;
+                Tensor::from_vec(y, x.shape(), x.device())
+            }
+            Compute::Plain => {
+                let square = x.sqr()?.mean_keepdim(D::Minus1)?;
+                x.broadcast_div(&(square + self.epsilon)?.sqrt()?)?.broadcast_mul(&self.weight)
+            }
+        }
+    }
+}
+
+impl Rotation<'_> {
+    /// In place.
+    fn turn(&self, on: Compute<'_>, qkv: &mut [f32]) -> Result<()> {
+        let (isa, pool) = on.kernels()?;
+        let Turns::Kernels(turns) = self.turns else {
+            candle_core::bail!("the angles are laid out for another way of computing");
+        };
+        let Heads { queries: heads, kv: kv_heads, dim: head_dim } = self.heads;
+        let bare = Rotary { heads, kv_heads, head_dim, norms: None, turns };
+        match self.norms {
+            None => bare.run(isa, pool, qkv),
+            Some((q, k)) => with_floats(&q.weight, |queries| {
+                with_floats(&k.weight, |keys| {
+                    Rotary { norms: Some((queries, keys, q.epsilon as f32)), ..bare }.run(isa, pool, qkv);
+                })
+            })??,
+        }
+        Ok(())
+    }
+
+    fn plain(&self, on: Compute<'_>, qkv: &Tensor) -> Result<Tensor> {
+        let Turns::Plain(cosines, sines) = self.turns else {
+            candle_core::bail!("the angles are laid out for another way of computing");
+        };
+        let Heads { queries, kv, dim } = self.heads;
+        let rows = qkv.dim(0)?;
+        let heads = qkv.reshape((rows, queries + 2 * kv, dim))?;
+        let turned = |from: usize, count: usize, norm: Option<&RmsNorm>| {
+            let mut x = heads.narrow(1, from, count)?;
+            if let Some(norm) = norm {
+                x = norm.forward(on, &x)?;
+            }
+            let (a, b) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
+            let first = (a.broadcast_mul(cosines)? - b.broadcast_mul(sines)?)?;
+            let second = (b.broadcast_mul(cosines)? + a.broadcast_mul(sines)?)?;
+            Tensor::cat(&[first, second], 2)
+        };
+        let (q, k) = (self.norms.map(|norms| norms.0), self.norms.map(|norms| norms.1));
+        let parts = [turned(0, queries, q)?, turned(queries, kv, k)?, heads.narrow(1, queries + kv, kv)?];
+        Tensor::cat(&parts, 1)?.reshape(qkv.shape())
+    }
 }
 
 /// How many heads, and how wide.

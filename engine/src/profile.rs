@@ -29,6 +29,9 @@ pub(crate) enum Part {
     Attention,
     /// Of layers, or root mean square.
     Norm,
+    /// Rotary positions of queries and keys.
+    Turn,
+    SwiGlu,
     /// Draws tokens from logits.
     Sampling,
     /// Between kernels: embeddings, copies, the lists of what is to do.

@@ -96,6 +96,8 @@ fn name(part: Part, model: &Model) -> String {
         },
         Part::Attention => "attention".to_owned(),
         Part::Norm => "norms".to_owned(),
+        Part::Turn => "rotary positions".to_owned(),
+        Part::SwiGlu => "SwiGLU".to_owned(),
         Part::Sampling => "sampling".to_owned(),
         Part::Rest => "the rest of the pass".to_owned(),
         Part::Between => "scheduling, texts".to_owned(),

@@ -14,17 +14,21 @@ mod matmul_bf16;
 mod matmul_f32;
 mod matmul_q4;
 mod matmul_q8;
+mod norm;
 mod packed;
 mod pointwise;
 mod pool;
 mod quantized;
+mod rotary;
 mod simd;
 
 pub(crate) use attention::{Attention, Segment, page_floats};
 pub(crate) use limits::{Buffer as LimitsBuffer, bf16_rate, f32_rate, int8_rate};
+pub(crate) use norm::{layer_norm, rms_norm};
 pub(crate) use packed::{BLOCK, Block, Columns, Packed, matmul};
-pub(crate) use pointwise::layer_norm;
+pub(crate) use pointwise::swiglu;
 pub(crate) use pool::Pool;
+pub(crate) use rotary::Rotary;
 pub(crate) use simd::Isa;
 
 /// Columns of a packed panel: two AVX-512 vectors, so that one row's products run in two chains, and narrow matrices still

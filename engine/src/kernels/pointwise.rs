@@ -1,4 +1,4 @@
-//! Exponential, GELU, layer norm.
+//! Exponential, GELU, SwiGLU, and vectors at the ends of rows.
 
 use super::simd::{Op, Simd};
 use super::{Isa, Pool, Shared, part, tasks_for};
@@ -29,95 +29,65 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.div(x, simd.add(simd.splat(1.0), exp(simd, u2)))
 }
 
-/// Each row of `x` (`[rows, weight.len()]`) brought to mean 0 and variance 1, times weight, plus bias
-/// (Ba et al., arXiv:1607.06450).
-pub(crate) fn layer_norm(isa: Isa, pool: &Pool, x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) -> Vec<f32> {
-    let width = weight.len();
-    assert!(width > 0 && bias.len() == width && x.len().is_multiple_of(width), "rows of the weight's length");
-    let rows = x.len() / width;
+/// `x / (1 + e^-x)` (Elfwing et al., arXiv:1702.03118).
+#[inline(always)]
+fn silu<S: Simd>(simd: S, x: S::F) -> S::F {
+    simd.div(x, simd.add(simd.splat(1.0), exp(simd, simd.sub(simd.splat(0.0), x))))
+}
+
+/// Of each row of `x` (`[rows, 2 * width]`: gate, up), `silu(gate) * up` (Shazeer, arXiv:2002.05202): `[rows, width]`.
+pub(crate) fn swiglu(isa: Isa, pool: &Pool, x: &[f32], width: usize) -> Vec<f32> {
+    assert!(width > 0 && x.len().is_multiple_of(2 * width), "rows of gate and up");
     let _span = profile::span(|| {
-        // Mean, variance, and what is made of them: some eight operations a number.
-        let work = Work { bytes: 2 * size_of_val(x) as u64, operations: 8 * x.len() as u64, arithmetic: Arithmetic::F32 };
-        (Part::Norm, work)
+        // An exponential and a division: some twenty operations for each pair.
+        let work = Work { bytes: size_of_val(x) as u64 * 3 / 2, operations: 10 * x.len() as u64, arithmetic: Arithmetic::F32 };
+        (Part::SwiGlu, work)
     });
-    let mut out = vec![0.0; x.len()];
+    let mut out = vec![0.0; x.len() / 2];
+    each_row(isa, pool, &mut out, width, |row, out| {
+        let (gate, up) = x[row * 2 * width..(row + 1) * 2 * width].split_at(width);
+        SwiGlu { gate, up, out }
+    });
+    out
+}
+
+struct SwiGlu<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Op for SwiGlu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        let parts = self.gate.chunks(S::LANES).zip(self.up.chunks(S::LANES));
+        for ((gate, up), out) in parts.zip(self.out.chunks_mut(S::LANES)) {
+            store_some(simd, out, simd.mul(silu(simd, load_some(simd, gate)), load_some(simd, up)));
+        }
+    }
+}
+
+/// Runs an operation on each row of `out` (`[rows, width]`), on several threads where that is worth it.
+pub(super) fn each_row<'a, O: Op<Output = ()>>(
+    isa: Isa,
+    pool: &Pool,
+    out: &'a mut [f32],
+    width: usize,
+    op: impl Fn(usize, &'a mut [f32]) -> O + Sync,
+) {
+    let rows = out.len() / width;
     let shared = Shared(out.as_mut_ptr());
     // A row takes some hundred nanoseconds; waking anybody for a few of them costs more.
     let tasks = if rows < 8 { 1 } else { tasks_for(pool, rows) };
     pool.run(tasks, &|task| {
         for row in part(rows, task, tasks) {
-            // SAFETY: the row lies within `out`, and no other task has it.
-            let out = unsafe { std::slice::from_raw_parts_mut(shared.get().add(row * width), width) };
-            isa.run(LayerNorm { x: &x[row * width..(row + 1) * width], weight, bias, epsilon, out });
+            // SAFETY: the row lies within `out`, which is borrowed for as long, and no other task has it.
+            let row_out = unsafe { std::slice::from_raw_parts_mut(shared.get().add(row * width), width) };
+            isa.run(op(row, row_out));
         }
     });
-    out
-}
-
-struct LayerNorm<'a> {
-    x: &'a [f32],
-    weight: &'a [f32],
-    bias: &'a [f32],
-    epsilon: f32,
-    out: &'a mut [f32],
-}
-
-impl Op for LayerNorm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, simd: S) {
-        let LayerNorm { x, weight, bias, epsilon, out } = self;
-        let width = x.len();
-        let mean = reduce(simd, x, simd.splat(0.0), false) / width as f32;
-        let variance = reduce(simd, x, simd.splat(mean), true) / width as f32;
-        let (mean, scale) = (simd.splat(mean), simd.splat(1.0 / (variance + epsilon).sqrt()));
-        let mut at = 0;
-        while at + S::LANES <= width {
-            // SAFETY: `at + LANES` is within the row, and all four slices have its length.
-            unsafe {
-                let x = simd.load(x.as_ptr().add(at));
-                let normal = simd.mul(simd.sub(x, mean), scale);
-                let y = simd.fma(normal, simd.load(weight.as_ptr().add(at)), simd.load(bias.as_ptr().add(at)));
-                simd.store(out.as_mut_ptr().add(at), y);
-            }
-            at += S::LANES;
-        }
-        if at < width {
-            let normal = simd.mul(simd.sub(load_some(simd, &x[at..]), mean), scale);
-            let y = simd.fma(normal, load_some(simd, &weight[at..]), load_some(simd, &bias[at..]));
-            store_some(simd, &mut out[at..], y);
-        }
-    }
-}
-
-/// Σ (x - shift), or of its squares, in four chains of vectors.
-#[inline(always)]
-fn reduce<S: Simd>(simd: S, x: &[f32], shift: S::F, square: bool) -> f32 {
-    let mut sums = [simd.splat(0.0); 4];
-    let mut turns = x.chunks_exact(4 * S::LANES);
-    for turn in &mut turns {
-        for (vector, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the turn has four times `LANES` numbers.
-            let d = simd.sub(unsafe { simd.load(turn.as_ptr().add(vector * S::LANES)) }, shift);
-            *sum = if square { simd.fma(d, d, *sum) } else { simd.add(*sum, d) };
-        }
-    }
-    let mut chunks = turns.remainder().chunks_exact(S::LANES);
-    for (chunk, sum) in (&mut chunks).zip(&mut sums) {
-        // SAFETY: the chunk has `LANES` numbers.
-        let d = simd.sub(unsafe { simd.load(chunk.as_ptr()) }, shift);
-        *sum = if square { simd.fma(d, d, *sum) } else { simd.add(*sum, d) };
-    }
-    let mut sum = simd.sum(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])));
-    let mut one = [0.0; 16];
-    // SAFETY: `one` holds the most lanes that there are.
-    unsafe { simd.store(one.as_mut_ptr(), shift) };
-    for x in chunks.remainder() {
-        let d = x - one[0];
-        sum += if square { d * d } else { d };
-    }
-    sum
 }
 
 /// Up to `LANES` numbers, and zeroes.
@@ -136,6 +106,10 @@ pub(super) fn load_some<S: Simd>(simd: S, from: &[f32]) -> S::F {
 /// The first lanes, as many as `to` holds.
 #[inline(always)]
 pub(super) fn store_some<S: Simd>(simd: S, to: &mut [f32], x: S::F) {
+    if to.len() == S::LANES {
+        // SAFETY: there is room for `LANES` numbers.
+        return unsafe { simd.store(to.as_mut_ptr(), x) };
+    }
     let mut lanes = [0.0; 16];
     // SAFETY: `lanes` holds the most lanes that there are.
     unsafe { simd.store(lanes.as_mut_ptr(), x) };
@@ -193,24 +167,19 @@ mod tests {
     }
 
     #[test]
-    fn layer_norm_agrees_with_the_plain_one_and_a_row_does_not_depend_on_its_neighbours() {
+    fn swiglu_agrees_with_the_plain_one_and_a_row_does_not_depend_on_its_neighbours() {
         let pool = Pool::new(3).unwrap();
         for isa in Isa::all() {
-            for width in [1, 2, 7, 8, 15, 16, 17, 64, 100, 769] {
-                let noise = |seed: usize, n: usize| -> Vec<f32> {
-                    (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 250.0 - 2.0).collect()
-                };
-                let (x, weight, bias) = (noise(1, width * 11), noise(2, width), noise(3, width));
-                let all = layer_norm(isa, &pool, &x, &weight, &bias, 1e-5);
-                for (row, out) in x.chunks(width).zip(all.chunks(width)) {
-                    let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
-                    let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+            for width in [1, 2, 7, 8, 15, 16, 17, 100, 769] {
+                let x: Vec<f32> = (0..width * 22).map(|i| (i * 7919 % 1009) as f32 / 5.0 - 100.0).collect();
+                let all = swiglu(isa, &pool, &x, width);
+                for (row, out) in x.chunks(2 * width).zip(all.chunks(width)) {
                     for i in 0..width {
-                        let want =
-                            (f64::from(row[i]) - mean) / (variance + 1e-5).sqrt() * f64::from(weight[i]) + f64::from(bias[i]);
-                        assert!((f64::from(out[i]) - want).abs() < 2e-4, "{isa} {width}: {} and {want}", out[i]);
+                        let (gate, up) = (f64::from(row[i]), f64::from(row[width + i]));
+                        let want = gate / (1.0 + (-gate).exp()) * up;
+                        assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-30, "{isa}: {} and {want}", out[i]);
                     }
-                    assert_eq!(layer_norm(isa, &pool, row, &weight, &bias, 1e-5), out);
+                    assert_eq!(swiglu(isa, &pool, row, width), out);
                 }
             }
         }
