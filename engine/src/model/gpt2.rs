@@ -6,14 +6,12 @@
 use candle_core::{Result, Tensor};
 use serde_json::Value;
 
+use super::fields::Fields;
 use super::weights::Weights;
 use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
 use crate::ops::{Compute, Heads, LayerNorm, Linear, Then, attention};
-
-/// No known model of this family is near these; beyond them a config.json is damaged or hostile.
-const SIZE_MAX: u64 = 1 << 24;
 
 /// The parts of config.json that shape the network.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,71 +52,38 @@ impl Config {
 
     /// Reads config.json; `path` is what messages call it.
     pub(crate) fn read(json: &Value, path: &str) -> std::result::Result<Config, LoadError> {
-        let invalid = |message: String| LoadError::Invalid { path: path.to_owned(), message };
-        let size = |name: &str, default: Option<u64>| -> std::result::Result<usize, LoadError> {
-            let value = match json.get(name) {
-                None | Some(Value::Null) => default.ok_or_else(|| invalid(format!("{name} is missing; GPT-2 needs it"))),
-                Some(value) => value.as_u64().ok_or_else(|| invalid(format!("{name} must be a whole number, not {value}"))),
-            }?;
-            if (1..=SIZE_MAX).contains(&value) {
-                Ok(value as usize)
-            } else {
-                Err(invalid(format!("{name} must be from 1 to {SIZE_MAX}, not {value}")))
-            }
-        };
-        let flag = |name: &str, default: bool| match json.get(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| invalid(format!("{name} must be true or false, not {value}"))),
-        };
-        let text = |name: &str| json.get(name).and_then(Value::as_str);
-
-        match text("model_type") {
-            Some("gpt2") | None => {}
-            Some(other) => {
-                return Err(LoadError::Unsupported(format!(
-                    "{path} is of a model of type {other:?}, and this version runs \"gpt2\" models only: \
-                     gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 and their fine-tunes"
-                )));
-            }
-        }
-        match text("activation_function").unwrap_or("gelu_new") {
+        let fields = Fields::new(json, path, "GPT-2");
+        match fields.text("activation_function")?.unwrap_or("gelu_new") {
             // Two names of one function.
             "gelu_new" | "gelu_pytorch_tanh" => {}
             other => {
-                let message = format!("{path} asks for the activation {other:?}, and this version has \"gelu_new\" only");
-                return Err(LoadError::Unsupported(message));
+                let what = format!("the activation {other:?}, and this version has \"gelu_new\" only for GPT-2");
+                return Err(fields.unsupported(&what));
             }
         }
-        if flag("add_cross_attention", false)? {
-            let message = format!("{path} asks for cross-attention (a decoder's part), which this version does not have");
-            return Err(LoadError::Unsupported(message));
+        if fields.flag("add_cross_attention", false)? {
+            return Err(fields.unsupported("cross-attention (a decoder's part), which this version does not have"));
         }
         // `reorder_and_upcast_attn` changes the order of operations in half precision; in f32 it is the same attention.
-        flag("reorder_and_upcast_attn", false)?;
+        fields.flag("reorder_and_upcast_attn", false)?;
 
-        let n_embd = size("n_embd", None)?;
-        let n_head = size("n_head", None)?;
+        let n_embd = fields.size("n_embd", None)?;
+        let n_head = fields.size("n_head", None)?;
         if !n_embd.is_multiple_of(n_head) {
-            return Err(invalid(format!("n_embd ({n_embd}) must be a multiple of n_head ({n_head})")));
+            return Err(fields.invalid(format!("n_embd ({n_embd}) must be a multiple of n_head ({n_head})")));
         }
-        let layer_norm_epsilon = match json.get("layer_norm_epsilon") {
-            None | Some(Value::Null) => 1e-5,
-            Some(value) => value.as_f64().unwrap_or(-1.0),
-        };
-        if !(0.0..=1.0).contains(&layer_norm_epsilon) {
-            return Err(invalid("layer_norm_epsilon must be a number from 0 to 1".into()));
-        }
+        let n_ctx = if fields.has("n_ctx") { Some(fields.size("n_ctx", None)?) } else { None };
         Ok(Config {
-            vocab_size: size("vocab_size", None)?,
-            n_positions: size("n_positions", json.get("n_ctx").and_then(Value::as_u64))?,
+            vocab_size: fields.size("vocab_size", None)?,
+            n_positions: fields.size("n_positions", n_ctx)?,
             n_embd,
-            n_layer: size("n_layer", None)?,
+            n_layer: fields.size("n_layer", None)?,
             n_head,
-            n_inner: size("n_inner", Some(4 * n_embd as u64))?,
-            layer_norm_epsilon,
-            scale_attn_weights: flag("scale_attn_weights", true)?,
-            scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", false)?,
-            tie_word_embeddings: flag("tie_word_embeddings", true)?,
+            n_inner: fields.size("n_inner", Some(4 * n_embd))?,
+            layer_norm_epsilon: fields.epsilon("layer_norm_epsilon", 1e-5)?,
+            scale_attn_weights: fields.flag("scale_attn_weights", true)?,
+            scale_attn_by_inverse_layer_idx: fields.flag("scale_attn_by_inverse_layer_idx", false)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", true)?,
         })
     }
 
@@ -323,7 +288,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (change, word) in [
-            (json!({"model_type": "llama"}), "llama"),
             (json!({"activation_function": "relu"}), "relu"),
             (json!({"add_cross_attention": true}), "cross-attention"),
             (json!({"n_head": 7}), "multiple"),

@@ -1,10 +1,13 @@
 //! A loaded model: network, tokenizer and chat template, shared by the engines of a process.
 
 mod evaluate;
+mod fields;
 mod fit;
 mod gpt2;
+mod llama;
 mod network;
 mod options;
+mod rope;
 mod weights;
 
 use std::fmt;
@@ -54,13 +57,19 @@ impl Model {
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
     pub fn random(shape: RandomShape, dtype: Dtype) -> Result<Model, LoadError> {
-        let weights = Weights::new(From::Random, Form::Packed(dtype), Device::Cpu)?;
-        let config = Config::Gpt2(match shape {
-            RandomShape::Gpt2 => gpt2::Config::gpt2(),
-            RandomShape::Gpt2Large => gpt2::Config::gpt2_large(),
-        });
+        let config = match shape {
+            RandomShape::Gpt2 => Config::Gpt2(gpt2::Config::gpt2()),
+            RandomShape::Gpt2Large => Config::Gpt2(gpt2::Config::gpt2_large()),
+            RandomShape::Llama1b => Config::Llama(llama::Config::llama_1b()),
+        };
+        Model::random_of(&format!("{shape}-random"), config, Form::Packed(dtype), Isa::detect())
+    }
+
+    /// Noise in some shape.
+    pub(crate) fn random_of(name: &str, config: Config, form: Form, isa: Isa) -> Result<Model, LoadError> {
+        let weights = Weights::new(From::Random, form, Device::Cpu)?;
         let network = Network::load(config.clone(), &weights)?;
-        Model::finish(format!("{shape}-random"), 0, &Folder::Bundled, config, network, &weights, Isa::detect())
+        Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, isa)
     }
 
     /// The general form: tests compare forms and instruction sets.
@@ -71,7 +80,8 @@ impl Model {
         if device.is_cpu() {
             fit::check(source.name(), &checkpoint, form, config.kv_shape(), memory::available())?;
         }
-        let prefix = if checkpoint.has("transformer.wte.weight") { "transformer." } else { "" };
+        let (body, known_by) = config.body();
+        let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
         let weights = Weights::new(From::Checkpoint(&checkpoint, prefix), form, device)?;
         let network = Network::load(config.clone(), &weights)?;
         let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, isa)?;

@@ -3,7 +3,9 @@
 use candle_core::Result;
 use serde_json::Value;
 
+use super::fields::Fields;
 use super::gpt2::{self, Gpt2};
+use super::llama::{self, Llama};
 use super::weights::Weights;
 use crate::LoadError;
 use crate::kernels::Segment;
@@ -14,23 +16,48 @@ use crate::ops::Compute;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Config {
     Gpt2(gpt2::Config),
+    Llama(llama::Config),
 }
 
 /// A family's network. The weights never change; a sequence's keys and values are in the cache that the caller passes in.
 pub(crate) enum Network {
     Gpt2(Gpt2),
+    Llama(Llama),
 }
 
 impl Config {
     /// Reads config.json; `path` is what messages call it.
     pub(crate) fn read(json: &Value, path: &str) -> std::result::Result<Config, LoadError> {
-        gpt2::Config::read(json, path).map(Config::Gpt2)
+        let fields = Fields::new(json, path, "every model");
+        if fields.has("quantization_config") {
+            let what = "weights in a quantized form of safetensors, which this version does not read: take the model's f32, f16 \
+                        or bf16 checkpoint with --dtype q8 or q4, or its GGUF file";
+            return Err(fields.unsupported(what));
+        }
+        match fields.text("model_type")? {
+            Some("gpt2") | None => gpt2::Config::read(json, path).map(Config::Gpt2),
+            Some(kind @ ("llama" | "mistral" | "qwen2" | "qwen3")) => llama::Config::read(json, path, kind).map(Config::Llama),
+            Some(other) => Err(LoadError::Unsupported(format!(
+                "{path} is of a model of type {other:?}, and this version runs \"gpt2\" (gpt2, gpt2-medium, -large, -xl, \
+                 distilgpt2 and their fine-tunes), \"llama\" (Llama 2 and 3, SmolLM2, TinyLlama), \"mistral\", \"qwen2\" \
+                 (Qwen2, Qwen2.5) and \"qwen3\" models"
+            ))),
+        }
+    }
+
+    /// What the body's tensors may be called by in a checkpoint: a prefix, and a name by which it is known.
+    pub(crate) fn body(&self) -> (&'static str, &'static str) {
+        match self {
+            Config::Gpt2(_) => ("transformer.", "wte.weight"),
+            Config::Llama(_) => ("model.", "embed_tokens.weight"),
+        }
     }
 
     /// Number of weights.
     pub(crate) fn parameters(&self) -> u64 {
         match self {
             Config::Gpt2(config) => config.parameters(),
+            Config::Llama(config) => config.parameters(),
         }
     }
 
@@ -38,6 +65,7 @@ impl Config {
     pub(crate) fn vocabulary(&self) -> usize {
         match self {
             Config::Gpt2(config) => config.vocab_size,
+            Config::Llama(config) => config.vocab_size,
         }
     }
 
@@ -45,6 +73,7 @@ impl Config {
     pub(crate) fn product(&self, inputs: usize, columns: usize) -> Option<&'static str> {
         match self {
             Config::Gpt2(config) => config.product(inputs, columns),
+            Config::Llama(config) => config.product(inputs, columns),
         }
     }
 
@@ -52,6 +81,7 @@ impl Config {
     pub(crate) fn kv_shape(&self) -> Shape {
         match self {
             Config::Gpt2(config) => config.kv_shape(),
+            Config::Llama(config) => config.kv_shape(),
         }
     }
 }
@@ -61,6 +91,7 @@ impl Network {
     pub(crate) fn load(config: Config, weights: &Weights<'_>) -> std::result::Result<Network, LoadError> {
         match config {
             Config::Gpt2(config) => Gpt2::load(config, weights).map(Network::Gpt2),
+            Config::Llama(config) => Llama::load(config, weights).map(Network::Llama),
         }
     }
 
@@ -76,6 +107,24 @@ impl Network {
     ) -> Result<Vec<f32>> {
         match self {
             Network::Gpt2(gpt2) => gpt2.forward(on, cache, tokens, segments, samples),
+            Network::Llama(llama) => llama.forward(on, cache, tokens, segments, samples),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_model_of_another_kind_is_refused_with_the_kinds_that_run() {
+        let error = Config::read(&json!({"model_type": "mamba"}), "config.json").unwrap_err().to_string();
+        for word in ["mamba", "gpt2", "llama", "mistral", "qwen2", "qwen3"] {
+            assert!(error.contains(word), "{error:?} names {word}");
+        }
+        let error = Config::read(&json!({"model_type": "llama", "quantization_config": {}}), "config.json").unwrap_err();
+        assert!(error.to_string().contains("GGUF"), "{error}");
     }
 }

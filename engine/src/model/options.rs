@@ -48,6 +48,8 @@ pub enum RandomShape {
     Gpt2,
     /// GPT-2 of 774 million parameters.
     Gpt2Large,
+    /// Llama 3.2 of 1.24 billion parameters.
+    Llama1b,
 }
 
 impl FromStr for RandomShape {
@@ -57,7 +59,8 @@ impl FromStr for RandomShape {
         match text {
             "gpt2" => Ok(RandomShape::Gpt2),
             "gpt2-large" => Ok(RandomShape::Gpt2Large),
-            _ => Err(UnknownChoice { what: "shape", given: text.to_owned(), choices: "gpt2 or gpt2-large" }),
+            "llama-1b" => Ok(RandomShape::Llama1b),
+            _ => Err(UnknownChoice { what: "shape", given: text.to_owned(), choices: "gpt2, gpt2-large or llama-1b" }),
         }
     }
 }
@@ -67,6 +70,7 @@ impl fmt::Display for RandomShape {
         f.write_str(match self {
             RandomShape::Gpt2 => "gpt2",
             RandomShape::Gpt2Large => "gpt2-large",
+            RandomShape::Llama1b => "llama-1b",
         })
     }
 }

@@ -99,7 +99,6 @@ impl<'a> Weights<'a> {
     }
 
     /// A `Linear`: `weight` is `[columns, inputs]`.
-    #[allow(dead_code, reason = "the llama family's")]
     pub(crate) fn linear(&self, name: &str, inputs: usize, columns: usize, bias: bool) -> Result<Linear, LoadError> {
         self.fused(&[(name, columns)], inputs, bias)
     }
@@ -127,7 +126,6 @@ impl<'a> Weights<'a> {
         Ok(LayerNorm { weight, bias, epsilon })
     }
 
-    #[allow(dead_code, reason = "the llama family's")]
     pub(crate) fn rms_norm(&self, name: &str, width: usize, epsilon: f64) -> Result<RmsNorm, LoadError> {
         Ok(RmsNorm { weight: self.tensor(&format!("{name}.weight"), &[width])?, epsilon })
     }
