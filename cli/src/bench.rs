@@ -7,6 +7,7 @@ mod limits;
 mod load;
 mod machine;
 mod plot;
+mod quality;
 mod route;
 mod served;
 mod tables;
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Limits(limits::Args),
     /// How fast a running API answers many clients.
     Load(load::Args),
+    /// What a smaller form of a model costs in quality: perplexity, and divergence from f32, on a text.
+    Quality(quality::Args),
     /// What the tree costs: queries a second and added latency, with an engine that costs nothing.
     Route(route::Args),
 }
@@ -31,6 +34,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Engine(args) => engine::run(*args).await,
         Command::Limits(args) => limits::run(args).await,
         Command::Load(args) => load::run(args).await,
+        Command::Quality(args) => quality::run(args).await,
         Command::Route(args) => route::run(args).await,
     }
 }

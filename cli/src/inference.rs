@@ -20,7 +20,7 @@ pub(crate) struct ModelArgs {
     /// program. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
     #[arg(long, env = "BANYAN_MODEL", value_name = "MODEL")]
     pub(crate) model: Option<String>,
-    /// The weights' type: auto, f32 or q8.
+    /// The weights' type: auto, f32, bf16, q8 or q4.
     #[arg(long, env = "BANYAN_DTYPE", value_name = "TYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
     /// Where to compute: auto, cpu or cuda:N.
@@ -31,11 +31,14 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Finds and loads the model; blocks for as long as the download and the disk take.
     pub(crate) fn load(&self) -> Result<Model, Failure> {
-        let spec = self.model.as_deref();
-        let source = Source::resolve(spec, &Progress::stderr()).map_err(|error| Failure::new(Code::NotFound, error))?;
         let options = LoadOptions { device: self.device, dtype: self.dtype };
-        Ok(Model::load(&source, &options).map_err(anyhow::Error::new)?)
+        Ok(Model::load(&find(self.model.as_deref())?, &options).map_err(anyhow::Error::new)?)
     }
+}
+
+/// Finds the model that `--model` names; blocks for as long as the download takes.
+pub(crate) fn find(model: Option<&str>) -> Result<Source, Failure> {
+    Source::resolve(model, &Progress::stderr()).map_err(|error| Failure::new(Code::NotFound, error))
 }
 
 /// With what a node infers, and when it passes queries on.

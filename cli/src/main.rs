@@ -128,6 +128,7 @@ mod tests {
             "bench engine --random gpt2-large --dtype f32,q8 --threads 1,2 --profile --first-token 512",
             "bench engine --random --http --plot engine.svg",
             "bench limits --threads 1",
+            "bench quality --model banyan-tiny --dtype q8,q4 --text story.txt --window 512 -o json",
             "bench load --url http://127.0.0.1:8080 --concurrency 64 --endpoint completions -o json",
         ] {
             let words = ["banyan"].into_iter().chain(line.split(' '));

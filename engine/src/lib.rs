@@ -24,6 +24,7 @@ mod model;
 mod ops;
 mod profile;
 mod progress;
+pub mod quality;
 mod request;
 mod runner;
 mod sampler;

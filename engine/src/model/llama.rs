@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::rope::{Angles, Rope, Scaling};
 use super::weights::Weights;
+use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
 use crate::ops::{Compute, Heads, Linear, RmsNorm, Rotation, Then, Turns, attention};
-use crate::LoadError;
 
 /// The parts of config.json that shape the network.
 #[derive(Clone, Debug, PartialEq)]

@@ -23,6 +23,7 @@ use crate::kv::{self, Cache};
 use crate::ops::Compute;
 use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer, memory};
 
+pub(crate) use evaluate::Reading;
 pub(crate) use network::{Config, Network};
 pub use options::{DeviceChoice, Dtype, LoadOptions, RandomShape, UnknownChoice};
 use weights::{Form, From, Weights};
