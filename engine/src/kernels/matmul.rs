@@ -7,6 +7,8 @@ use super::pointwise::{gelu, load_some};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
 
+/// How far a single tile looks ahead: what a core reads in some hundred nanoseconds, which is what memory takes to answer.
+const AHEAD_BYTES: usize = 2048;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -78,6 +80,32 @@ fn tile_rows(most: usize, rows: usize) -> usize {
     }
 }
 
+/// Lays a tile's rows out as tiles take them: of `[rows, count]`, whose rows are `stride` apart, it makes `[count, rows]`.
+///
+/// # Safety
+/// `from` is valid for reading the rows, and `to` for writing `rows * count` numbers.
+#[inline(always)]
+pub(super) unsafe fn interleave<T: Copy>(rows: usize, count: usize, from: *const T, stride: usize, to: *mut T) {
+    #[inline(always)]
+    unsafe fn tile<T: Copy, const ROWS: usize>(count: usize, from: *const T, stride: usize, to: *mut T) {
+        for at in 0..count {
+            for row in 0..ROWS {
+                // SAFETY: the caller promises `ROWS` rows of `count` numbers on both sides.
+                unsafe { to.add(at * ROWS + row).write(*from.add(row * stride + at)) };
+            }
+        }
+    }
+    // SAFETY: the caller's promise, for the number of rows that it is.
+    unsafe {
+        match rows {
+            8 => tile::<T, 8>(count, from, stride, to),
+            4 => tile::<T, 4>(count, from, stride, to),
+            2 => tile::<T, 2>(count, from, stride, to),
+            _ => tile::<T, 1>(count, from, stride, to),
+        }
+    }
+}
+
 /// `rows` rows times the matrix, plus bias (empty: none), through the epilogue: `[rows, columns]`.
 pub(super) fn multiply<P: Product>(
     isa: Isa,
@@ -120,13 +148,15 @@ impl<P: Product> Op for Panels<'_, P> {
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
         let tiles = self.rows.div_ceil(S::TILE_ROWS);
-        // While a panel is computed with, the next one is fetched, spread evenly over the tiles.
+        // While the rows' tiles take turns with a panel, the next one is fetched, spread evenly over them; a single tile reads
+        // from memory as fast as it can, and fetches what it needs next.
+        let distance = if tiles > 1 { self.product.panel_bytes() } else { AHEAD_BYTES };
         let lines = (self.product.panel_bytes() / LINE_BYTES).div_ceil((tiles * self.product.steps()).max(1));
         for panel in self.panels.clone() {
             let mut row = 0;
             while row < self.rows {
                 let tile = row / S::TILE_ROWS;
-                let ahead = (panel + 1) * self.product.panel_bytes() + tile * self.product.steps() * lines * LINE_BYTES;
+                let ahead = panel * self.product.panel_bytes() + distance + tile * self.product.steps() * lines * LINE_BYTES;
                 let at = Tile { row, panel, part: 0, ahead: self.product.panels().wrapping_add(ahead), lines };
                 let rows = tile_rows(S::TILE_ROWS, self.rows - row);
                 match rows {

@@ -6,7 +6,7 @@
 use half::bf16;
 
 use super::lines::Lines;
-use super::matmul::{Product, Tile, multiply, row_tiles};
+use super::matmul::{Product, Tile, interleave, multiply, row_tiles};
 use super::packed::{Columns, pack_panels};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
@@ -112,10 +112,24 @@ impl Op for Round<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, _: S) {
-        for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
-            for (at, numbers) in x.chunks(2).enumerate() {
-                // SAFETY: row and pair lie within the tile, which is the caller's.
-                unsafe { self.to.add(at * self.rows + row).write(pair(numbers) as i32) };
+        /// Pairs of all rows that are rounded before they are laid out.
+        const PART: usize = 64;
+        let mut rounded = [0; 8 * PART];
+        for first in (0..self.inputs).step_by(2 * PART) {
+            let inputs = (self.inputs - first).min(2 * PART);
+            for (x, to) in self.x.chunks_exact(self.inputs).zip(rounded.chunks_exact_mut(PART)) {
+                let (pairs, last) = x[first..first + inputs].as_chunks::<2>();
+                for (to, numbers) in to.iter_mut().zip(pairs) {
+                    *to = (round(numbers[0]) | round(numbers[1]) << 16) as i32;
+                }
+                if let [last] = last {
+                    to[pairs.len()] = round(*last) as i32;
+                }
+            }
+            // SAFETY: there are at most eight rows, and the part's pairs lie within the tile, which is the caller's.
+            unsafe {
+                let to = self.to.add(first / 2 * self.rows);
+                interleave(self.rows, inputs.div_ceil(2), rounded.as_ptr(), PART, to);
             }
         }
     }
@@ -152,22 +166,28 @@ impl Product for ProductBf16<'_> {
         unsafe {
             let mut x = self.x.as_ptr().add(at.row * pairs);
             let mut weights = self.panels().add(at.panel * self.panel_bytes() + at.part * 4);
-            for step in 0..pairs.div_ceil(STEP) {
-                at.look_ahead(simd, step);
-                for _ in step * STEP..pairs.min((step + 1) * STEP) {
-                    let mut vectors = [simd.splat_i(0); VECTORS];
-                    for (vector, loaded) in vectors.iter_mut().enumerate() {
-                        *loaded = simd.load_i(weights.add(vector * S::LANES * 4));
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = *x.add(row);
-                        for (sum, weights) in sums.iter_mut().zip(vectors) {
-                            *sum = simd.dot2(*sum, weights, x);
-                        }
-                    }
-                    x = x.add(ROWS);
-                    weights = weights.add(PANEL * 4);
+            let mut multiply = |x: *const i32, weights: *const u8| {
+                let mut vectors = [simd.splat_i(0); VECTORS];
+                for (vector, loaded) in vectors.iter_mut().enumerate() {
+                    *loaded = simd.load_i(weights.add(vector * S::LANES * 4));
                 }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = *x.add(row);
+                    for (sum, weights) in sums.iter_mut().zip(vectors) {
+                        *sum = simd.dot2(*sum, weights, x);
+                    }
+                }
+            };
+            for step in 0..pairs / STEP {
+                at.look_ahead(simd, step);
+                for pair in 0..STEP {
+                    multiply(x.add(pair * ROWS), weights.add(pair * PANEL * 4));
+                }
+                x = x.add(STEP * ROWS);
+                weights = weights.add(STEP * PANEL * 4);
+            }
+            for pair in 0..pairs % STEP {
+                multiply(x.add(pair * ROWS), weights.add(pair * PANEL * 4));
             }
         }
     }

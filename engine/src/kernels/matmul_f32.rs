@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 
 use super::lines::Lines;
-use super::matmul::{Product, Tile, multiply, row_tiles};
+use super::matmul::{Product, Tile, interleave, multiply, row_tiles};
 use super::packed::{Columns, pack_panels};
 use super::simd::Simd;
-use super::{Epilogue, Isa, PANEL, Pool};
+use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
 
 /// Inputs between two looks ahead.
 const STEP: usize = 8;
@@ -54,26 +54,30 @@ pub(super) fn matmul_f32(
     epilogue: Epilogue<'_>,
 ) -> Vec<f32> {
     let rows = x.len() / weights.inputs;
-    let product = ProductF32 { x: interleaved(isa, x, weights.inputs), weights };
+    let product = ProductF32 { x: interleaved(isa, pool, x, weights.inputs), weights };
     assert_eq!(product.x.len(), rows * weights.inputs);
     multiply(isa, pool, &product, [rows, weights.columns], bias, epilogue)
 }
 
 /// Rows as tiles take them: input after input, each of all the tile's rows.
-fn interleaved(isa: Isa, x: &[f32], inputs: usize) -> Cow<'_, [f32]> {
+fn interleaved<'a>(isa: Isa, pool: &Pool, x: &'a [f32], inputs: usize) -> Cow<'a, [f32]> {
     let rows = x.len() / inputs;
     if rows < 2 {
         return Cow::Borrowed(x);
     }
-    let mut out = vec![0.0; x.len()];
-    for (first, rows) in row_tiles(isa, rows) {
-        let tile = &mut out[first * inputs..(first + rows) * inputs];
-        for (row, x) in x[first * inputs..(first + rows) * inputs].chunks_exact(inputs).enumerate() {
-            for (to, x) in tile.chunks_exact_mut(rows).zip(x) {
-                to[row] = *x;
-            }
+    let tiles: Vec<_> = row_tiles(isa, rows).collect();
+    let mut out: Vec<f32> = Vec::with_capacity(x.len());
+    let shared = Shared(out.as_mut_ptr());
+    let tasks = if tiles.len() < 2 { 1 } else { tasks_for(pool, tiles.len()) };
+    pool.run(tasks, &|task| {
+        for (first, rows) in &tiles[part(tiles.len(), task, tasks)] {
+            let x = &x[first * inputs..(first + rows) * inputs];
+            // SAFETY: the tile has that many rows, and the same place in `out`, which no other task has.
+            unsafe { interleave(*rows, inputs, x.as_ptr(), inputs, shared.get().add(first * inputs)) };
         }
-    }
+    });
+    // SAFETY: the tasks have written every number of all tiles.
+    unsafe { out.set_len(x.len()) };
     Cow::Owned(out)
 }
 
@@ -108,22 +112,28 @@ impl Product for ProductF32<'_> {
         unsafe {
             let mut x = self.x.as_ptr().add(at.row * inputs);
             let mut weights = self.weights.lines.as_f32().as_ptr().add(at.panel * inputs * PANEL + at.part);
-            for step in 0..inputs.div_ceil(STEP) {
-                at.look_ahead(simd, step);
-                for _ in step * STEP..inputs.min((step + 1) * STEP) {
-                    let mut vectors = [simd.splat(0.0); VECTORS];
-                    for (vector, loaded) in vectors.iter_mut().enumerate() {
-                        *loaded = simd.load(weights.add(vector * S::LANES));
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = simd.splat(*x.add(row));
-                        for (sum, weight) in sums.iter_mut().zip(vectors) {
-                            *sum = simd.fma(x, weight, *sum);
-                        }
-                    }
-                    x = x.add(ROWS);
-                    weights = weights.add(PANEL);
+            let mut multiply = |x: *const f32, weights: *const f32| {
+                let mut vectors = [simd.splat(0.0); VECTORS];
+                for (vector, loaded) in vectors.iter_mut().enumerate() {
+                    *loaded = simd.load(weights.add(vector * S::LANES));
                 }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = simd.splat(*x.add(row));
+                    for (sum, weight) in sums.iter_mut().zip(vectors) {
+                        *sum = simd.fma(x, weight, *sum);
+                    }
+                }
+            };
+            for step in 0..inputs / STEP {
+                at.look_ahead(simd, step);
+                for input in 0..STEP {
+                    multiply(x.add(input * ROWS), weights.add(input * PANEL));
+                }
+                x = x.add(STEP * ROWS);
+                weights = weights.add(STEP * PANEL);
+            }
+            for input in 0..inputs % STEP {
+                multiply(x.add(input * ROWS), weights.add(input * PANEL));
             }
         }
     }

@@ -10,7 +10,7 @@ use super::lines::Lines;
 use super::matmul::{Product, Tile, multiply};
 use super::packed::{BLOCK, Block, Columns, pack_panels};
 use super::quantized::{GROUP, Quantized};
-use super::simd::Simd;
+use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool};
 
 /// A panel's scales of a block, or its least values, one for each column.
@@ -34,6 +34,7 @@ impl PackedQ4 {
     pub(super) fn pack(from: &dyn Columns) -> PackedQ4 {
         let (inputs, columns) = (from.inputs(), from.columns());
         let blocks = inputs.div_ceil(BLOCK);
+        let isa = Isa::detect();
         let lines = pack_panels(columns, blocks * BLOCK_BYTES, &|first, here, panel| {
             let mut given = vec![Block::default(); blocks];
             let mut weights = vec![0.0; inputs];
@@ -42,7 +43,7 @@ impl PackedQ4 {
                 if !stored {
                     from.floats(first + column, &mut weights);
                     for (block, weights) in given.iter_mut().zip(weights.chunks(BLOCK)) {
-                        *block = quantize(weights);
+                        *block = isa.run(Quantize(weights));
                     }
                 }
                 for (packed, block) in panel.chunks_exact_mut(BLOCK_BYTES).zip(&given) {
@@ -70,55 +71,80 @@ impl PackedQ4 {
     }
 }
 
-/// Up to 32 weights as a block: of several ways to place the sixteen values, the one with the least square error.
-fn quantize(weights: &[f32]) -> Block {
-    let mut padded = [weights[0]; BLOCK];
-    padded[..weights.len()].copy_from_slice(weights);
-    let (least, most) = padded.iter().fold((f32::MAX, f32::MIN), |(least, most), x| (least.min(*x), most.max(*x)));
-    let mut best = (f32::INFINITY, Block::default());
-    // Ends a little within the extremes bring the values nearer to everything else.
-    for shrink in [0.0, 0.5, 1.0, 1.5] {
-        let step = (most - least) / MOST;
-        let (low, high) = (least + step * shrink * 0.5, most - step * shrink * 0.5);
-        let mut scale = (high - low) / MOST;
-        let mut low = low;
-        for refined in [false, true] {
-            let block = place(&padded, scale, low);
-            let error = padded.iter().zip(&block.values).fold(0.0, |error, (x, value)| {
-                let off = x - (f32::from(*value) * block.scale + block.least);
-                error + off * off
-            });
-            if error < best.0 {
-                best = (error, block);
-            }
-            if refined {
-                break;
-            }
+/// Makes a block of up to 32 weights: of several ways to place the sixteen values, the one with the least square error. Its
+/// numbers are the same with every instruction set.
+struct Quantize<'a>(&'a [f32]);
+
+impl Op for Quantize<'_> {
+    type Output = Block;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) -> Block {
+        let mut weights = [self.0[0]; BLOCK];
+        weights[..self.0.len()].copy_from_slice(self.0);
+        let least = fold(&weights, |a, b| if a < b { a } else { b });
+        let most = fold(&weights, |a, b| if a > b { a } else { b });
+        let mut best = Placed { error: f32::INFINITY, scale: 0.0, least: 0.0, values: [0.0; BLOCK] };
+        // Ends somewhat within the extremes bring the values nearer to everything else.
+        for within in [0.0, 0.25, 0.5, 0.75] {
+            let step = (most - least) / MOST;
+            let first = place(&weights, (most - least - 2.0 * within * step) / MOST, least + within * step);
             // The line of least squares through (value, weight).
             let n = BLOCK as f32;
-            let (mut sx, mut sxx, mut sy, mut sxy) = (0.0, 0.0, 0.0, 0.0);
-            for (y, x) in padded.iter().zip(&block.values) {
-                let x = f32::from(*x);
-                (sx, sxx, sy, sxy) = (sx + x, sxx + x * x, sy + y, sxy + x * y);
+            let (x, xx) = (sum(&first.values), sum(&map(&first.values, |x| x * x)));
+            let (y, xy) = (sum(&weights), sum(&std::array::from_fn(|i| first.values[i] * weights[i])));
+            let spread = n * xx - x * x;
+            if spread > 0.0 {
+                let scale = (n * xy - x * y) / spread;
+                let fitted = place(&weights, scale, (y - scale * x) / n);
+                best = if fitted.error < best.error { fitted } else { best };
             }
-            let spread = n * sxx - sx * sx;
-            if spread <= 0.0 {
-                break;
-            }
-            scale = (n * sxy - sx * sy) / spread;
-            low = (sy - scale * sx) / n;
+            best = if first.error < best.error { first } else { best };
         }
+        Block { scale: best.scale, least: best.least, values: best.values.map(|value| value as i8) }
     }
-    best.1
+}
+
+struct Placed {
+    error: f32,
+    scale: f32,
+    least: f32,
+    values: [f32; BLOCK],
 }
 
 /// A block's values, by a scale and a least value, which are rounded up front.
-fn place(weights: &[f32; BLOCK], scale: f32, least: f32) -> Block {
+#[inline(always)]
+fn place(weights: &[f32; BLOCK], scale: f32, least: f32) -> Placed {
+    /// Adding and taking away 1.5 · 2^23 rounds, ties to even.
+    const ROUND: f32 = 12_582_912.0;
     let half = |x: f32| f16::from_f32(x.clamp(-f16::MAX.to_f32(), f16::MAX.to_f32())).to_f32();
     let (scale, least) = (half(scale), half(least));
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let values = weights.map(|x| ((x - least) * inverse + 0.5).clamp(0.0, MOST) as i8);
-    Block { scale, least, values }
+    let values = map(weights, |x| ((x - least) * inverse).clamp(0.0, MOST) + ROUND - ROUND);
+    let error = sum(&std::array::from_fn(|i| {
+        let off = weights[i] - (values[i] * scale + least);
+        off * off
+    }));
+    Placed { error, scale, least, values }
+}
+
+#[inline(always)]
+fn map(x: &[f32; BLOCK], f: impl Fn(f32) -> f32) -> [f32; BLOCK] {
+    std::array::from_fn(|i| f(x[i]))
+}
+
+#[inline(always)]
+fn sum(x: &[f32; BLOCK]) -> f32 {
+    fold(x, |a, b| a + b)
+}
+
+/// Halves upon halves, which is an order that vectors can follow.
+#[inline(always)]
+fn fold(x: &[f32; BLOCK], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let x: [f32; 16] = std::array::from_fn(|i| f(x[i], x[i + 16]));
+    let x: [f32; 8] = std::array::from_fn(|i| f(x[i], x[i + 8]));
+    let x: [f32; 4] = std::array::from_fn(|i| f(x[i], x[i + 4]));
+    f(f(x[0], x[2]), f(x[1], x[3]))
 }
 
 /// Puts a column's block where the products find it.

@@ -2,7 +2,7 @@
 //!
 //! A row is quantized block by block, by itself: what becomes of it does not depend on its neighbours.
 
-use super::matmul::row_tiles;
+use super::matmul::{interleave, row_tiles};
 use super::simd::{Op, Simd};
 use super::{Isa, Pool, Shared, part, tasks_for};
 
@@ -93,31 +93,41 @@ impl Op for Quantize<'_> {
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
         let groups = self.block / GROUP;
-        for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
-            for (block, x) in x.chunks(self.block).enumerate() {
-                let mut bytes = [0i8; BLOCK_MAX];
+        // A block of each row, before they are laid out.
+        let mut bytes = [Bytes([0; BLOCK_MAX]); 8];
+        for first in (0..self.inputs).step_by(self.block) {
+            let block = first / self.block;
+            for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
+                let x = &x[first..(first + self.block).min(self.inputs)];
                 let (scale, sum) = if x.len() == self.block {
-                    quantize(simd, x, &mut bytes)
+                    quantize(simd, x, &mut bytes[row].0)
                 } else {
                     let mut padded = [0.0; BLOCK_MAX];
                     padded[..x.len()].copy_from_slice(x);
-                    quantize(simd, &padded[..self.block], &mut bytes)
+                    quantize(simd, &padded[..self.block], &mut bytes[row].0)
                 };
-                // SAFETY: row, block and group lie within the tile's parts.
+                // SAFETY: row and block lie within the tile's parts.
                 unsafe {
                     let at = block * self.rows + row;
                     self.scales.add(at).write(scale);
                     self.corrections.add(at).write(-OFFSET * sum);
                     self.totals.add(at).write(scale * sum as f32);
-                    for (group, bytes) in bytes.as_chunks::<GROUP>().0[..groups].iter().enumerate() {
-                        let group = (block * groups + group) * self.rows + row;
-                        self.groups.add(group).write(i32::from_le_bytes(bytes.map(|byte| byte as u8)));
-                    }
                 }
+            }
+            // SAFETY: there are at most eight rows, the bytes are aligned as groups are, and the block's groups lie within the
+            // tile's part.
+            unsafe {
+                let to = self.groups.add(block * groups * self.rows);
+                interleave(self.rows, groups, bytes.as_ptr().cast(), BLOCK_MAX / GROUP, to);
             }
         }
     }
 }
+
+/// A row's block, aligned for whole groups.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Bytes([i8; BLOCK_MAX]);
 
 /// One block, of a length that is a multiple of 32: its scale, and the sum of its bytes.
 #[inline(always)]
