@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use banyan_engine::{
-    Calibration, DeviceChoice, Dtype, Engine, Info, LoadOptions, Model, Options, Progress, Source, calibrate, fake, threads,
+    Calibration, DeviceChoice, Dtype, Engine, Info, KvDtype, LoadOptions, Model, Options, Progress, Source, calibrate, fake,
+    threads,
 };
 use banyan_node::Routing;
 
@@ -23,6 +24,9 @@ pub(crate) struct ModelArgs {
     /// The weights' type: auto, f32, bf16, q8 or q4.
     #[arg(long, env = "BANYAN_DTYPE", value_name = "TYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
+    /// As what keys and values are kept: auto, f32, f16 or q8; auto is f32 with weights in f32, else f16.
+    #[arg(long, env = "BANYAN_KV_DTYPE", value_name = "TYPE", default_value = "auto")]
+    pub(crate) kv_dtype: KvDtype,
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long, env = "BANYAN_DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceChoice,
@@ -31,7 +35,7 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Finds and loads the model; blocks for as long as the download and the disk take.
     pub(crate) fn load(&self) -> Result<Model, Failure> {
-        let options = LoadOptions { device: self.device, dtype: self.dtype };
+        let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype };
         Ok(Model::load(&find(self.model.as_deref())?, &options).map_err(anyhow::Error::new)?)
     }
 }

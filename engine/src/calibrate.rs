@@ -38,7 +38,7 @@ pub struct Calibration {
 
 /// Measures steps of 1, 2, 4, … sequences with these options, whose `batch_max` is not looked at.
 pub fn calibrate(model: &Arc<Model>, options: &Options) -> Result<Calibration, StartError> {
-    let pages = kv::pages(model.kv_shape(), BATCH_MOST, options.kv_tokens)?;
+    let pages = kv::pages(model.kv_shape(), model.kv_dtype(), BATCH_MOST, options.kv_tokens)?;
     let usual = model.kv_shape().context.min(USUAL_TOKENS).div_ceil(kv::PAGE_TOKENS);
     let fit = (pages / usual).clamp(1, BATCH_MOST);
     let (engine, mut steps) = Engine::start(Arc::clone(model), Options { batch_max: fit, ..options.clone() })?;

@@ -120,7 +120,7 @@ impl Engine {
             return Err(StartError::Option("an engine needs room for at least one sequence: set batch_max to 1 or more".into()));
         }
         let threads = options.threads.unwrap_or_else(threads::available);
-        let pages = kv::pages(model.kv_shape(), batch_max, options.kv_tokens)?;
+        let pages = kv::pages(model.kv_shape(), model.kv_dtype(), batch_max, options.kv_tokens)?;
         let cache = model.cache(pages).map_err(StartError::Device)?;
         let pool = Pool::new(threads).map_err(StartError::Thread)?;
         // Every decoding sequence gets its token in every step, and prompts still progress.

@@ -6,7 +6,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::engine::StartError;
-use crate::{kernels, memory};
+use crate::kernels::{KvLayout, KvPages};
+use crate::{KvDtype, memory};
 
 /// Positions of a page: one AVX-512 vector of scores.
 pub(crate) const PAGE_TOKENS: u32 = 16;
@@ -23,28 +24,33 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// Bytes of the keys and values of a whole context.
-    pub(crate) fn context_bytes(&self) -> u64 {
-        u64::from(self.context.div_ceil(PAGE_TOKENS)) * self.page_bytes()
+    pub(crate) fn context_bytes(&self, dtype: KvDtype) -> u64 {
+        u64::from(self.context.div_ceil(PAGE_TOKENS)) * self.page_bytes(dtype)
     }
 
-    fn page_bytes(&self) -> u64 {
-        (self.layers * kernels::page_floats(self.kv_heads, self.head_dim) * size_of::<f32>()) as u64
+    /// Bytes of a page of all layers.
+    pub(crate) fn page_bytes(&self, dtype: KvDtype) -> u64 {
+        self.layout(dtype).page_bytes() as u64
+    }
+
+    fn layout(&self, dtype: KvDtype) -> KvLayout {
+        KvLayout { dtype, layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 }
 
 /// How many pages to have: for `tokens`, or for whole contexts of the whole batch as far as a quarter of the free memory goes.
-pub(crate) fn pages(shape: Shape, batch_max: u32, tokens: Option<u64>) -> std::result::Result<u32, StartError> {
+pub(crate) fn pages(shape: Shape, dtype: KvDtype, batch_max: u32, tokens: Option<u64>) -> std::result::Result<u32, StartError> {
     let page = u64::from(PAGE_TOKENS);
     let one = u64::from(shape.context).div_ceil(page);
     let pages = tokens.map_or_else(
         || {
             let wanted = one.saturating_mul(u64::from(batch_max));
-            memory::available().map_or(wanted, |bytes| wanted.min(bytes / 4 / shape.page_bytes()))
+            memory::available().map_or(wanted, |bytes| wanted.min(bytes / 4 / shape.page_bytes(dtype)))
         },
         |tokens| tokens / page,
     );
     if pages < one {
-        let megabytes = (one * shape.page_bytes()).div_ceil(1 << 20);
+        let megabytes = (one * shape.page_bytes(dtype)).div_ceil(1 << 20);
         return Err(StartError::KvMemory { tokens: pages * page, context: shape.context, megabytes });
     }
     Ok(u32::try_from(pages).unwrap_or(u32::MAX))
@@ -60,11 +66,11 @@ pub(crate) struct Cache {
     pages: u32,
 }
 
-/// Where K and V stand, layer by layer.
+/// Where K and V stand.
 pub(crate) enum Storage {
-    /// In the kernels' layout.
-    Kernels(Vec<Vec<f32>>),
-    /// K and V as `[pages * PAGE_TOKENS, heads * head_dim]` each.
+    /// In the kernels' layout, all layers together.
+    Kernels(KvPages),
+    /// Layer by layer, K and V as `[pages * PAGE_TOKENS, heads * head_dim]` each.
     Plain(Vec<(Tensor, Tensor)>),
 }
 
@@ -74,11 +80,10 @@ pub(crate) struct Pages(pub(crate) Vec<u32>);
 
 impl Cache {
     /// Pages for the CPU's kernels.
-    pub(crate) fn for_kernels(shape: Shape, pages: u32) -> Result<Cache> {
-        let floats = pages as usize * kernels::page_floats(shape.kv_heads, shape.head_dim);
-        let layers = (0..shape.layers).map(|_| kernels::zeroed(floats)).collect::<Option<Vec<_>>>();
-        let layers = layers.ok_or_else(|| candle_core::Error::Msg("the system has no memory for the KV pages".into()))?;
-        Ok(Cache { storage: Storage::Kernels(layers), free: Vec::new(), fresh: 0, pages })
+    pub(crate) fn for_kernels(shape: Shape, dtype: KvDtype, pages: u32) -> Result<Cache> {
+        let memory = KvPages::zeroed(shape.layout(dtype), pages)
+            .map_err(|error| candle_core::Error::Msg(format!("the system has no memory for the KV pages: {error}")))?;
+        Ok(Cache { storage: Storage::Kernels(memory), free: Vec::new(), fresh: 0, pages })
     }
 
     /// Pages for plain candle operations on any device.
@@ -121,7 +126,7 @@ mod tests {
 
     #[test]
     fn pages_are_given_once_and_come_back() {
-        let mut cache = Cache::for_kernels(SHAPE, 3).unwrap();
+        let mut cache = Cache::for_kernels(SHAPE, KvDtype::F32, 3).unwrap();
         let (mut a, mut b) = (Pages::default(), Pages::default());
         cache.grow(&mut a, 17).unwrap();
         cache.grow(&mut b, 1).unwrap();
@@ -134,8 +139,8 @@ mod tests {
 
     #[test]
     fn a_budget_that_holds_no_whole_context_is_refused() {
-        assert_eq!(pages(SHAPE, 4, Some(112)).unwrap(), 7);
-        assert!(matches!(pages(SHAPE, 4, Some(111)), Err(StartError::KvMemory { tokens: 96, context: 100, .. })));
-        assert!(pages(SHAPE, 4, None).unwrap() <= 28);
+        assert_eq!(pages(SHAPE, KvDtype::F32, 4, Some(112)).unwrap(), 7);
+        assert!(matches!(pages(SHAPE, KvDtype::F32, 4, Some(111)), Err(StartError::KvMemory { tokens: 96, context: 100, .. })));
+        assert!(pages(SHAPE, KvDtype::F32, 4, None).unwrap() <= 28);
     }
 }

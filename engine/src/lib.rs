@@ -43,7 +43,7 @@ pub use engine::{Engine, Info, Options, StartError};
 pub use error::{LoadError, ResolveError};
 pub use folder::Folder;
 pub use hub::{Hub, Token};
-pub use model::{DeviceChoice, Dtype, LoadOptions, Model, RandomShape, UnknownChoice};
+pub use model::{DeviceChoice, Dtype, KvDtype, LoadOptions, Model, RandomShape, UnknownChoice};
 pub use profile::Profile;
 pub use progress::Progress;
 pub use request::{

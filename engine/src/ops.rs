@@ -276,16 +276,16 @@ pub(crate) fn attention(
 ) -> Result<Tensor> {
     let Heads { queries: heads, kv: kv_heads, dim: head_dim } = shape;
     match (on, cache) {
-        (Compute::Kernels(isa, pool), Storage::Kernels(layers)) => {
-            let cache = &mut layers[layer];
-            let y = with_floats(qkv, |qkv| Attention { heads, kv_heads, head_dim, scale, qkv, segments, cache }.run(isa, pool))?;
+        (Compute::Kernels(isa, pool), Storage::Kernels(pages)) => {
+            let attend = |qkv: &[f32]| Attention { heads, kv_heads, head_dim, scale, qkv, segments, pages, layer }.run(isa, pool);
+            let y = with_floats(qkv, attend)?;
             Tensor::from_vec(y, (qkv.dim(0)?, heads * head_dim), qkv.device())
         }
         (Compute::Plain, Storage::Plain(layers)) => {
             let (keys, values) = &layers[layer];
-            let parts = segments.iter().map(|segment| {
-                plain_attention(&qkv.narrow(0, segment.row, segment.rows)?, [heads, head_dim], scale, *segment, keys, values)
-            });
+            let parts = segments
+                .iter()
+                .map(|segment| plain_attention(&qkv.narrow(0, segment.row, segment.rows)?, shape, scale, *segment, keys, values));
             Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
         }
         _ => candle_core::bail!("the KV pages are laid out for another way of computing"),
@@ -295,13 +295,13 @@ pub(crate) fn attention(
 /// One segment, gathered and materialised.
 fn plain_attention(
     qkv: &Tensor,
-    [heads, head_dim]: [usize; 2],
+    Heads { queries: heads, kv: kv_heads, dim: head_dim }: Heads,
     scale: f32,
     segment: Segment<'_>,
     keys: &Tensor,
     values: &Tensor,
 ) -> Result<Tensor> {
-    let (rows, width) = (segment.rows, heads * head_dim);
+    let (rows, width, kv_width) = (segment.rows, heads * head_dim, kv_heads * head_dim);
     let page_tokens = PAGE_TOKENS as usize;
     let slot = |position: usize| segment.pages[position / page_tokens] as usize * page_tokens + position % page_tokens;
     // Page by page, because only within one do neighbours in the sequence stand together.
@@ -310,17 +310,22 @@ fn plain_attention(
         let position = segment.position + row;
         let count = (page_tokens - position % page_tokens).min(rows - row);
         let new = qkv.narrow(0, row, count)?;
-        keys.slice_set(&new.narrow(1, width, width)?.contiguous()?, 0, slot(position))?;
-        values.slice_set(&new.narrow(1, 2 * width, width)?.contiguous()?, 0, slot(position))?;
+        keys.slice_set(&new.narrow(1, width, kv_width)?.contiguous()?, 0, slot(position))?;
+        values.slice_set(&new.narrow(1, width + kv_width, kv_width)?.contiguous()?, 0, slot(position))?;
         row += count;
     }
     let length = segment.position + rows;
     let slots = (0..length).map(|position| slot(position) as u32).collect::<Vec<_>>();
     let slots = Tensor::from_vec(slots, length, qkv.device())?;
-    let by_head = |x: &Tensor, rows: usize| x.reshape((rows, heads, head_dim))?.transpose(0, 1)?.contiguous();
-    let queries = (by_head(&qkv.narrow(1, 0, width)?.contiguous()?, rows)? * f64::from(scale))?;
-    let keys = by_head(&keys.index_select(&slots, 0)?, length)?;
-    let values = by_head(&values.index_select(&slots, 0)?, length)?;
+    let queries = qkv.narrow(1, 0, width)?.contiguous()?.reshape((rows, heads, head_dim))?.transpose(0, 1)?;
+    let queries = (queries.contiguous()? * f64::from(scale))?;
+    // Each head of keys and values as often as there are heads of queries that share it.
+    let group = heads / kv_heads;
+    let by_head = |x: &Tensor| {
+        let x = x.index_select(&slots, 0)?.reshape((length, kv_heads, 1, head_dim))?;
+        x.broadcast_as((length, kv_heads, group, head_dim))?.permute((1, 2, 0, 3))?.reshape((heads, length, head_dim))
+    };
+    let (keys, values) = (by_head(keys)?, by_head(values)?);
     let sees =
         (0..rows).flat_map(|row| (0..length).map(move |key| if key <= segment.position + row { 0.0 } else { f32::NEG_INFINITY }));
     let mask = Tensor::from_vec(sees.collect::<Vec<_>>(), (rows, length), qkv.device())?.to_dtype(qkv.dtype())?;

@@ -112,7 +112,7 @@ struct Score {
 /// Compares; blocks for as long as it takes. `tell` hears of each part that is done, and of how many there are.
 pub fn run(source: &Source, plan: &Plan, tell: &dyn Fn(usize, usize)) -> Result<Report, QualityError> {
     let load = |dtype: Dtype| {
-        let options = LoadOptions { device: plan.device, dtype };
+        let options = LoadOptions { device: plan.device, dtype, ..LoadOptions::default() };
         Model::load(source, &options).map_err(|source| QualityError::Load { dtype, source })
     };
     let reference = load(Dtype::F32)?;

@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf, process::Stdio, sync::Arc};
 
 use anyhow::Context as _;
 use banyan_engine::{
-    DeviceChoice, Dtype, Engine, Model, Options, RandomShape,
+    DeviceChoice, Dtype, Engine, KvDtype, Model, Options, RandomShape,
     bench::{self, Plan, Report},
     threads,
 };
@@ -191,7 +191,9 @@ fn measure(args: &Args, case: Case) -> Result<(Arc<Model>, f64, Report), Failure
     let begun = std::time::Instant::now();
     let model = match args.random {
         Some(shape) => Model::random(shape, case.dtype).map_err(anyhow::Error::new)?,
-        None => ModelArgs { model: args.model.clone(), dtype: case.dtype, device: args.device }.load()?,
+        None => {
+            ModelArgs { model: args.model.clone(), dtype: case.dtype, kv_dtype: KvDtype::Auto, device: args.device }.load()?
+        }
     };
     let load_s = begun.elapsed().as_secs_f64();
     let plan = Plan {

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod kv_pages;
 mod limits;
 mod lines;
 mod matmul;
@@ -22,7 +23,8 @@ mod quantized;
 mod rotary;
 mod simd;
 
-pub(crate) use attention::{Attention, Segment, page_floats};
+pub(crate) use attention::{Attention, Segment};
+pub(crate) use kv_pages::{KvLayout, KvPages};
 pub(crate) use limits::{Buffer as LimitsBuffer, bf16_rate, f32_rate, int8_rate};
 pub(crate) use norm::{layer_norm, rms_norm};
 pub(crate) use packed::{BLOCK, Block, Columns, Packed, matmul};

@@ -55,6 +55,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `from` is valid for reading `LANES` numbers.
     unsafe fn load_f16(self, from: *const half::f16) -> Self::F;
 
+    /// Rounds to half precision, ties to even.
+    /// # Safety
+    /// `to` is valid for writing `LANES` numbers.
+    unsafe fn store_f16(self, to: *mut half::f16, x: Self::F);
+    /// Widens `LANES` signed bytes.
+    /// # Safety
+    /// `from` is valid for reading `LANES` bytes.
+    unsafe fn load_i8(self, from: *const i8) -> Self::F;
+
     /// Has a cache line on its way; any address will do.
     fn prefetch(self, at: *const f32);
     /// The same, into the second cache: it is not needed before the first has forgotten it.
@@ -124,6 +133,17 @@ impl Isa {
             all.extend(Avx512::<2>::detect().map(Isa::Avx512VnniBf16));
         }
         all
+    }
+
+    /// The least that gives the same bits where no products of integers or bf16 are wanted: fewer compilations of a kernel.
+    pub(super) fn for_floats(self) -> Isa {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(simd) => Isa::Avx512(simd.base()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512VnniBf16(simd) => Isa::Avx512(simd.base()),
+            other => other,
+        }
     }
 
     /// Rows of a register tile.

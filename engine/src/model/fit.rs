@@ -2,7 +2,7 @@
 
 use super::weights::{Form, Role};
 use crate::kv::Shape;
-use crate::{Checkpoint, Dtype, LoadError};
+use crate::{Checkpoint, Dtype, KvDtype, LoadError};
 
 /// Refuses a model whose weights and one context of KV memory are more than the `available` bytes.
 pub(super) fn check(
@@ -10,10 +10,13 @@ pub(super) fn check(
     checkpoint: &Checkpoint,
     form: Form,
     shape: Shape,
+    kv_dtype: KvDtype,
     available: Option<u64>,
 ) -> Result<(), LoadError> {
     let Some(available) = available else { return Ok(()) };
-    let (weights, kv) = (weights_bytes(checkpoint, form), shape.context_bytes());
+    // Where the weights are as the checkpoint has them, f32 is the most that keys and values can become.
+    let kv_dtype = kv_dtype.settled(form.dtype(Role::Projection, Dtype::F32));
+    let (weights, kv) = (weights_bytes(checkpoint, form), shape.context_bytes(kv_dtype));
     if weights + kv <= available {
         return Ok(());
     }
@@ -60,7 +63,7 @@ mod tests {
         let checkpoint = Checkpoint::open(&Folder::Bundled).unwrap();
         let shape = Shape { layers: 6, kv_heads: 8, head_dim: 32, context: 512 };
         let check = |dtype, megabytes: u64| {
-            let error = check("tiny", &checkpoint, Form::Packed(dtype), shape, Some(megabytes * 1_000_000)).err();
+            let error = check("tiny", &checkpoint, Form::Packed(dtype), shape, KvDtype::F32, Some(megabytes * 1_000_000)).err();
             error.map(|error| error.to_string())
         };
         assert_eq!((check(Dtype::F32, 40), check(Dtype::Q8, 16)), (None, None));

@@ -25,7 +25,7 @@ use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer, memory};
 
 pub(crate) use evaluate::Reading;
 pub(crate) use network::{Config, Network};
-pub use options::{DeviceChoice, Dtype, LoadOptions, RandomShape, UnknownChoice};
+pub use options::{DeviceChoice, Dtype, KvDtype, LoadOptions, RandomShape, UnknownChoice};
 use weights::{Form, From, Weights};
 
 /// Weights, tokenizer and template. They never change: several engines share one by `Arc`.
@@ -38,6 +38,7 @@ pub struct Model {
     created: u64,
     device: Device,
     dtype: Dtype,
+    kv_dtype: KvDtype,
     form: Form,
     isa: Isa,
     fingerprint: String,
@@ -53,7 +54,7 @@ impl Model {
     /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
     pub fn load(source: &Source, options: &LoadOptions) -> Result<Model, LoadError> {
         let (device, form) = place(options)?;
-        Model::load_as(source, device, form, Isa::detect())
+        Model::load_as(source, device, form, options.kv_dtype, Isa::detect())
     }
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
@@ -63,29 +64,29 @@ impl Model {
             RandomShape::Gpt2Large => Config::Gpt2(gpt2::Config::gpt2_large()),
             RandomShape::Llama1b => Config::Llama(llama::Config::llama_1b()),
         };
-        Model::random_of(&format!("{shape}-random"), config, Form::Packed(dtype), Isa::detect())
+        Model::random_of(&format!("{shape}-random"), config, Form::Packed(dtype), KvDtype::Auto, Isa::detect())
     }
 
     /// Noise in some shape.
-    pub(crate) fn random_of(name: &str, config: Config, form: Form, isa: Isa) -> Result<Model, LoadError> {
+    pub(crate) fn random_of(name: &str, config: Config, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
         let weights = Weights::new(From::Random, form, Device::Cpu)?;
         let network = Network::load(config.clone(), &weights)?;
-        Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, isa)
+        Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, kv_dtype, isa)
     }
 
     /// The general form: tests compare forms and instruction sets.
-    pub(crate) fn load_as(source: &Source, device: Device, form: Form, isa: Isa) -> Result<Model, LoadError> {
+    pub(crate) fn load_as(source: &Source, device: Device, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
         let folder = source.folder();
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
         if device.is_cpu() {
-            fit::check(source.name(), &checkpoint, form, config.kv_shape(), memory::available())?;
+            fit::check(source.name(), &checkpoint, form, config.kv_shape(), kv_dtype, memory::available())?;
         }
         let (body, known_by) = config.body();
         let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
         let weights = Weights::new(From::Checkpoint(&checkpoint, prefix), form, device)?;
         let network = Network::load(config.clone(), &weights)?;
-        let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, isa)?;
+        let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, kv_dtype, isa)?;
         info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");
         Ok(model)
     }
@@ -97,6 +98,7 @@ impl Model {
         config: Config,
         network: Network,
         weights: &Weights<'_>,
+        kv_dtype: KvDtype,
         isa: Isa,
     ) -> Result<Model, LoadError> {
         let tokenizer = Tokenizer::open(folder)?;
@@ -106,6 +108,7 @@ impl Model {
             return Err(LoadError::Invalid { path: folder.show("tokenizer.json"), message });
         }
         let dtype = weights.dtype();
+        let kv_dtype = kv_dtype.settled(dtype);
         let template = Template::open(folder)?;
         let mut model = Model {
             network,
@@ -116,6 +119,7 @@ impl Model {
             created,
             device: weights.device.clone(),
             dtype,
+            kv_dtype,
             form: weights.form,
             isa,
             fingerprint: String::new(),
@@ -123,7 +127,7 @@ impl Model {
         let mut hash = Sha256::new();
         hash.update(weights.identity());
         let (config, kernels, device) = (&model.config, model.kernels(), model.device.tag());
-        hash.update(format!("{config:?} {dtype} {kernels} {device} {}", env!("CARGO_PKG_VERSION")));
+        hash.update(format!("{config:?} {dtype} {kv_dtype} {kernels} {device} {}", env!("CARGO_PKG_VERSION")));
         // Half of it is enough to tell models apart, and short enough to read out.
         model.fingerprint = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Ok(model)
@@ -147,7 +151,7 @@ impl Model {
     pub(crate) fn cache(&self, pages: u32) -> candle_core::Result<Cache> {
         let shape = self.config.kv_shape();
         match self.form {
-            Form::Packed(_) => Cache::for_kernels(shape, pages),
+            Form::Packed(_) => Cache::for_kernels(shape, self.kv_dtype, pages),
             Form::Plain => Cache::plain(shape, pages, DType::F32, &self.device),
         }
     }
@@ -175,6 +179,11 @@ impl Model {
 
     pub(crate) fn kv_shape(&self) -> kv::Shape {
         self.config.kv_shape()
+    }
+
+    /// As what keys and values are stored.
+    pub(crate) fn kv_dtype(&self) -> KvDtype {
+        self.kv_dtype
     }
 }
 
@@ -207,6 +216,9 @@ fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
         return Err(LoadError::Device(message));
     }
     match Device::new_cuda(gpu) {
+        Ok(_) if !matches!(options.kv_dtype, KvDtype::Auto | KvDtype::F32) => Err(LoadError::Unsupported(format!(
+            "on cuda:{gpu} this version keeps keys and values in f32 only: take --kv-dtype f32, or --device cpu"
+        ))),
         Ok(_) if !matches!(dtype, Dtype::Auto | Dtype::F32) => Err(LoadError::Unsupported(format!(
             "on cuda:{gpu} this version computes in f32 only: take --dtype f32, or --device cpu"
         ))),

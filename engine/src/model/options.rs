@@ -10,6 +10,8 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// As what.
     pub dtype: Dtype,
+    /// And keys and values as what.
+    pub kv_dtype: KvDtype,
 }
 
 /// Where weights go and steps are computed: `auto`, `cpu`, `cuda:N`.
@@ -72,6 +74,32 @@ impl fmt::Display for RandomShape {
             RandomShape::Gpt2Large => "gpt2-large",
             RandomShape::Llama1b => "llama-1b",
         })
+    }
+}
+
+/// What keys and values are stored as: `auto`, `f32`, `f16`, `q8`. A query sees what is stored, its own key and value included,
+/// so it decides a text's bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// As exact as the weights: f32 where they are, else f16.
+    #[default]
+    Auto,
+    /// 32-bit floating point.
+    F32,
+    /// Half precision: half the memory, and an error far below that of weights of 16 bits or less.
+    F16,
+    /// 8-bit numbers with a scale for each position, head, and key or value.
+    Q8,
+}
+
+impl KvDtype {
+    /// `auto` settled, for weights of a type that is.
+    pub(crate) fn settled(self, weights: Dtype) -> KvDtype {
+        match (self, weights) {
+            (KvDtype::Auto, Dtype::Auto | Dtype::F32) => KvDtype::F32,
+            (KvDtype::Auto, Dtype::Bf16 | Dtype::Q8 | Dtype::Q4) => KvDtype::F16,
+            (settled, _) => settled,
+        }
     }
 }
 
@@ -138,9 +166,43 @@ impl fmt::Display for Dtype {
     }
 }
 
+impl FromStr for KvDtype {
+    type Err = UnknownChoice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match text {
+            "auto" => Ok(KvDtype::Auto),
+            "f32" => Ok(KvDtype::F32),
+            "f16" => Ok(KvDtype::F16),
+            "q8" => Ok(KvDtype::Q8),
+            _ => Err(UnknownChoice { what: "KV dtype", given: text.to_owned(), choices: "auto, f32, f16 or q8" }),
+        }
+    }
+}
+
+impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KvDtype::Auto => "auto",
+            KvDtype::F32 => "f32",
+            KvDtype::F16 => "f16",
+            KvDtype::Q8 => "q8",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_and_values_are_as_exact_as_the_weights_unless_somebody_asks() {
+        assert_eq!(KvDtype::Auto.settled(Dtype::F32), KvDtype::F32);
+        for weights in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
+            assert_eq!(KvDtype::Auto.settled(weights), KvDtype::F16);
+            assert_eq!(KvDtype::Q8.settled(weights), KvDtype::Q8);
+        }
+    }
 
     #[test]
     fn names_are_parsed_and_printed() {
@@ -150,6 +212,10 @@ mod tests {
         for name in ["auto", "f32", "q8"] {
             assert_eq!(name.parse::<Dtype>().unwrap().to_string(), name);
         }
+        for name in ["auto", "f32", "f16", "q8"] {
+            assert_eq!(name.parse::<KvDtype>().unwrap().to_string(), name);
+        }
+        assert_eq!("bf16".parse::<KvDtype>().unwrap_err().to_string(), "\"bf16\" is no KV dtype: take auto, f32, f16 or q8");
         assert_eq!("gpu".parse::<DeviceChoice>().unwrap_err().to_string(), "\"gpu\" is no device: take auto, cpu or cuda:N");
         assert!("cuda:x".parse::<DeviceChoice>().is_err());
         assert!("int3".parse::<Dtype>().is_err());

@@ -5,10 +5,14 @@ use candle_core::{DType, Device};
 use super::{Form, Model};
 use crate::kernels::{Isa, Pool, Segment};
 use crate::kv::{Cache, Pages};
-use crate::{Dtype, Source};
+use crate::{Dtype, KvDtype, Source};
 
 fn load(form: Form, isa: Isa) -> Model {
-    Model::load_as(&Source::bundled(), Device::Cpu, form, isa).expect("the bundled model loads")
+    load_with(form, KvDtype::Auto, isa)
+}
+
+fn load_with(form: Form, kv_dtype: KvDtype, isa: Isa) -> Model {
+    Model::load_as(&Source::bundled(), Device::Cpu, form, kv_dtype, isa).expect("the bundled model loads")
 }
 
 fn text() -> Vec<u32> {
@@ -69,8 +73,8 @@ fn a_positions_logits_have_the_same_bits_by_any_chunking_in_any_company_with_any
     let pools = [1, 2, 3].map(|threads| Pool::new(threads).unwrap());
     let text = text();
     for isa in Isa::all() {
-        for dtype in [Dtype::F32, Dtype::Q8] {
-            let model = load(Form::Packed(dtype), isa);
+        for (dtype, kv_dtype) in [(Dtype::F32, KvDtype::F32), (Dtype::Q8, KvDtype::F16), (Dtype::Q8, KvDtype::Q8)] {
+            let model = load_with(Form::Packed(dtype), kv_dtype, isa);
             let whole = Bench::new(&model, &pools[0]).by(&text, text.len());
             assert!(whole.iter().flatten().all(|logit| logit.is_finite()));
             for (chunk, pool) in [(1, 1), (2, 2), (7, 0), (16, 1), (33, 2)] {
@@ -196,7 +200,7 @@ pub(crate) fn checkpoint_with(
 }
 
 fn load_from(folder: &tempfile::TempDir, form: Form) -> Result<Model, crate::LoadError> {
-    Model::load_as(&Source::from_folder(folder.path()).unwrap(), Device::Cpu, form, Isa::detect())
+    Model::load_as(&Source::from_folder(folder.path()).unwrap(), Device::Cpu, form, KvDtype::Auto, Isa::detect())
 }
 
 #[test]
@@ -274,4 +278,21 @@ fn constants_that_are_not_used_may_be_anything() {
         },
     );
     load_from(&folder, Form::Packed(Dtype::F32)).unwrap();
+}
+
+#[test]
+fn keys_and_values_of_16_and_8_bits_stay_near_f32_and_are_other_models() {
+    let pool = Pool::new(2).unwrap();
+    let text = text();
+    let model = |kv_dtype| load_with(Form::Packed(Dtype::F32), kv_dtype, Isa::detect());
+    let exact = model(KvDtype::F32);
+    let want = Bench::new(&exact, &pool).by(&text, 75);
+    assert_eq!(model(KvDtype::Auto).info(1).fingerprint, exact.info(1).fingerprint, "auto is f32 with weights in f32");
+    for (kv_dtype, allowed) in [(KvDtype::F16, 0.02), (KvDtype::Q8, 0.5)] {
+        let other = model(kv_dtype);
+        assert_ne!(other.info(1).fingerprint, exact.info(1).fingerprint);
+        let got = Bench::new(&other, &pool).by(&text, 75);
+        let worst = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        assert!(worst > 0.0 && worst < allowed, "{kv_dtype}: {worst}");
+    }
 }

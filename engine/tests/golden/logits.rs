@@ -17,7 +17,7 @@ const MARGIN: f64 = 1e-3;
 /// Asserts that a model gives the logits and the greedy texts of a golden file.
 pub(crate) fn agrees(source: &Source, golden: &str) {
     let golden: Value = serde_json::from_str(golden).expect("a golden file");
-    let options = LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::F32 };
+    let options = LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::F32, ..LoadOptions::default() };
     let model = Model::load(source, &options).expect("the model loads");
     let mut worst = 0f32;
     for run in array(&golden["runs"]) {

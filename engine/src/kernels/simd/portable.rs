@@ -100,6 +100,18 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn store_f16(self, to: *mut half::f16, x: Self::F) {
+        // SAFETY: the caller promises `LANES` writable numbers; the write needs no alignment.
+        unsafe { to.cast::<[half::f16; LANES]>().write_unaligned(x.map(half::f16::from_f32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::F {
+        // SAFETY: the caller promises `LANES` readable bytes.
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: *const f32) {}
 
     #[inline(always)]

@@ -47,6 +47,11 @@ impl<const LEVEL: u8> Avx512<LEVEL> {
         (base && vnni && bf16).then_some(Avx512(()))
     }
 
+    /// The level below all others.
+    pub(super) fn base(self) -> Avx512<0> {
+        Avx512(())
+    }
+
     #[inline]
     pub(super) fn run<O: Op>(self, op: O) -> O::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -172,6 +177,18 @@ impl Simd for Avx2 {
     unsafe fn load_f16(self, from: *const half::f16) -> __m256 {
         // SAFETY: the caller promises eight readable numbers, and `self` F16C.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut half::f16, x: __m256) {
+        // SAFETY: the caller promises eight writable numbers, and `self` F16C.
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m256 {
+        // SAFETY: the caller promises eight readable bytes, and `self` the instruction set.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
     }
 
     #[inline(always)]
@@ -350,6 +367,18 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     unsafe fn load_f16(self, from: *const half::f16) -> __m512 {
         // SAFETY: the caller promises sixteen readable numbers, and `self` the instruction set.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut half::f16, x: __m512) {
+        // SAFETY: the caller promises sixteen writable numbers, and `self` the instruction set.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m512 {
+        // SAFETY: the caller promises sixteen readable bytes, and `self` the instruction set.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
 
     #[inline(always)]
