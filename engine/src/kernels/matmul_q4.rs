@@ -12,6 +12,7 @@ use super::packed::{BLOCK, Block, Columns, pack_panels};
 use super::quantized::{GROUP, Quantized};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool};
+use crate::Dtype;
 
 /// A panel's scales of a block, or its least values, one for each column.
 const SCALES_BYTES: usize = PANEL * size_of::<f16>();
@@ -39,7 +40,7 @@ impl PackedQ4 {
             let mut given = vec![Block::default(); blocks];
             let mut weights = vec![0.0; inputs];
             for column in 0..here {
-                let stored = from.blocks(first + column, &mut given);
+                let stored = from.stored() == Dtype::Q4 && from.blocks(first + column, &mut given);
                 if !stored {
                     from.floats(first + column, &mut weights);
                     for (block, weights) in given.iter_mut().zip(weights.chunks(BLOCK)) {

@@ -12,6 +12,7 @@ use super::packed::{BLOCK, Block, Columns, pack_panels};
 use super::quantized::{BLOCK_MAX, GROUP, OFFSET, Quantized};
 use super::simd::Simd;
 use super::{Epilogue, Isa, PANEL, Pool};
+use crate::Dtype;
 
 /// A panel's scales of a block, one for each column.
 const SCALES_BYTES: usize = PANEL * size_of::<f16>();
@@ -37,7 +38,7 @@ impl PackedQ8 {
     pub(super) fn pack(from: &dyn Columns) -> PackedQ8 {
         let (inputs, columns) = (from.inputs(), from.columns());
         let mut first = vec![Block::default(); inputs.div_ceil(BLOCK)];
-        let stored = columns > 0 && from.blocks(0, &mut first) && first.iter().all(|block| block.least == 0.0);
+        let stored = columns > 0 && from.stored() == Dtype::Q8 && from.blocks(0, &mut first);
         let block = if stored { BLOCK } else { block_for(inputs) };
         let blocks = inputs.div_ceil(block);
         let lines = pack_panels(columns, blocks * block_bytes(block), &|first, here, panel| {

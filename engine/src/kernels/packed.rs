@@ -35,8 +35,8 @@ pub(crate) trait Columns: Sync {
     /// One column's weights.
     fn floats(&self, column: usize, to: &mut [f32]);
 
-    /// One column's blocks, where the file has integers of `stored`'s width: they are taken over as they are. False: it has
-    /// others, and they have to be made of the floats.
+    /// One column's blocks, where the file has integers of `stored`'s width (those of 8 bits without a least value): they are
+    /// taken over as they are. False: it has others, and they have to be made of the floats.
     fn blocks(&self, column: usize, to: &mut [Block]) -> bool {
         let _ = (column, to);
         false

@@ -135,11 +135,12 @@ impl Kind {
         }
     }
 
-    /// The same as integers with a scale for each 32; false where the kind has none such.
+    /// The same as integers with a scale for each 32 and, where `dtype` has four bits, a least value; false where the kind has
+    /// none such.
     pub(crate) fn blocks(self, bytes: &[u8], to: &mut [Block]) -> bool {
         match self {
-            Kind::F32 | Kind::F16 | Kind::Bf16 | Kind::Q2_K | Kind::Q3_K | Kind::Q6_K => return false,
-            _ => {}
+            Kind::Q4_0 | Kind::Q4_1 | Kind::Q4_K | Kind::Q5_0 | Kind::Q8_0 => {}
+            _ => return false,
         }
         for (bytes, to) in bytes.chunks_exact(self.bytes()).zip(to.chunks_exact_mut(self.values() / BLOCK)) {
             self.block(bytes, to);
@@ -220,7 +221,7 @@ impl Kind {
                     }
                 }
             }
-            _ => unreachable!("`blocks` and `floats` know who has blocks"),
+            _ => unreachable!("`blocks` and `floats` know who has parts of 32"),
         }
     }
 }
