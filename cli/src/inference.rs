@@ -36,7 +36,7 @@ impl ModelArgs {
     /// Finds and loads the model; blocks for as long as the download and the disk take.
     pub(crate) fn load(&self) -> Result<Model, Failure> {
         let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype };
-        Ok(Model::load(&find(self.model.as_deref())?, &options).map_err(anyhow::Error::new)?)
+        Ok(Model::load(&find(self.model.as_deref())?, &options, &Progress::stderr()).map_err(anyhow::Error::new)?)
     }
 }
 

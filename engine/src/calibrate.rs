@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_bundled_model_is_measured() {
-        let model = Arc::new(Model::load(&Source::bundled(), &LoadOptions::default()).unwrap());
+        let model = Arc::new(Model::load(&Source::bundled(), &LoadOptions::default(), &crate::Progress::silent()).unwrap());
         let calibration = calibrate(&model, &Options { threads: Some(1), ..Options::default() }).unwrap();
         assert!(calibration.steps.len() >= 2, "{calibration:?}");
         assert!(1 <= calibration.busy_at && calibration.busy_at <= calibration.batch_max, "{calibration:?}");

@@ -139,6 +139,11 @@ impl Checkpoint {
         Ok(Stored { kind, order: place.order, dims: place.dims.clone(), content })
     }
 
+    /// Bytes of all matrices as stored.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tensors.values().filter(|place| place.dims.len() == 2).map(|place| place.bytes.len() as u64).sum()
+    }
+
     /// Matrices and vectors: how many values there are of each kind, by whether they are in a matrix. What has more dimensions
     /// is no parameter of a model that is known here.
     pub(crate) fn values(&self) -> impl Iterator<Item = (bool, Kind, u64)> {

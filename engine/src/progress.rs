@@ -1,11 +1,16 @@
-//! What a person sees while a model is fetched: a bar on a terminal, plain lines elsewhere.
+//! What a person sees while a model is fetched and loaded: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Where news of a fetch goes.
+/// Who waits no longer than this is told nothing.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Where news of a fetch and of loading goes.
 pub struct Progress(Kind);
 
 enum Kind {
@@ -43,17 +48,62 @@ impl Progress {
 
     /// Follows one file's transfer of `size` bytes.
     pub(crate) fn transfer(&self, file: &str, size: u64) -> Transfer<'_> {
-        let bar = match &self.0 {
+        Transfer { progress: self, bar: self.bar(file, size), file: file.to_string(), size, told: 0 }
+    }
+
+    /// Follows the loading of a model's `size` bytes.
+    pub(crate) fn loading(&self, model: &str, size: u64) -> Loading<'_> {
+        let (model, done, bar) = (model.to_string(), AtomicU64::new(0), OnceLock::new());
+        Loading { progress: self, model, size, done, since: Instant::now(), bar }
+    }
+
+    fn bar(&self, what: &str, size: u64) -> ProgressBar {
+        match &self.0 {
             Kind::Lines(_) => ProgressBar::hidden(),
             Kind::Terminal => {
                 let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
                     .expect("a template that indicatif knows");
                 let bar = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr_with_hz(8)).with_style(style);
                 bar.enable_steady_tick(Duration::from_secs(1));
-                bar.with_message(file.to_string())
+                bar.with_message(what.to_string())
             }
-        };
-        Transfer { progress: self, bar, file: file.to_string(), size, told: 0 }
+        }
+    }
+}
+
+/// A model on its way into memory, by several threads.
+pub(crate) struct Loading<'a> {
+    progress: &'a Progress,
+    model: String,
+    size: u64,
+    done: AtomicU64,
+    since: Instant,
+    /// From the moment on when it takes long enough to be shown.
+    bar: OnceLock<ProgressBar>,
+}
+
+impl Loading<'_> {
+    /// So many bytes more are in place.
+    pub(crate) fn advance(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Relaxed) + bytes;
+        if self.since.elapsed() < PATIENCE {
+            return;
+        }
+        let bar = self.bar.get_or_init(|| {
+            if let Kind::Lines(write) = &self.progress.0 {
+                write(&format!("loading {}: {} MB", self.model, self.size / 1_000_000));
+            }
+            self.progress.bar(&format!("loading {}", self.model), self.size)
+        });
+        bar.set_position(done.min(self.size));
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
     }
 }
 
@@ -85,5 +135,29 @@ impl Transfer<'_> {
 impl Drop for Transfer<'_> {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn loading_is_told_once_and_only_where_it_takes_long() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&lines);
+        let progress = Progress::lines(move |line| to.lock().unwrap().push(line.to_string()));
+        let mut loading = progress.loading("gpt2", 5_000_000);
+        // A clock that has been running for a minute already, and one that never comes to half a second.
+        loading.since = Instant::now() + Duration::from_secs(60);
+        loading.advance(1_000_000);
+        assert!(lines.lock().unwrap().is_empty());
+        loading.since = Instant::now().checked_sub(Duration::from_secs(60)).unwrap_or(loading.since);
+        loading.advance(1_000_000);
+        loading.advance(9_000_000);
+        assert!(lines.lock().unwrap().iter().all(|line| line == "loading gpt2: 5 MB"));
+        assert!(lines.lock().unwrap().len() <= 1);
     }
 }

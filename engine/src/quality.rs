@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::Pool;
 use crate::model::Reading;
-use crate::{DeviceChoice, Dtype, LoadError, LoadOptions, Model, Source, threads};
+use crate::{DeviceChoice, Dtype, LoadError, LoadOptions, Model, Progress, Source, threads};
 
 /// The first four chapters of Lewis Carroll's 'Alice's Adventures in Wonderland' (1865, in the public domain).
 pub const TEXT: &str = include_str!("../quality/alice.txt");
@@ -113,7 +113,7 @@ struct Score {
 pub fn run(source: &Source, plan: &Plan, tell: &dyn Fn(usize, usize)) -> Result<Report, QualityError> {
     let load = |dtype: Dtype| {
         let options = LoadOptions { device: plan.device, dtype, ..LoadOptions::default() };
-        Model::load(source, &options).map_err(|source| QualityError::Load { dtype, source })
+        Model::load(source, &options, &Progress::silent()).map_err(|source| QualityError::Load { dtype, source })
     };
     let reference = load(Dtype::F32)?;
     let pool = Pool::new(plan.threads.unwrap_or_else(threads::available)).map_err(candle_core::Error::wrap);

@@ -4,7 +4,7 @@ use super::*;
 use crate::{LoadOptions, Source};
 
 fn model() -> Arc<Model> {
-    Arc::new(Model::load(&Source::bundled(), &LoadOptions::default()).unwrap())
+    Arc::new(Model::load(&Source::bundled(), &LoadOptions::default(), &crate::Progress::silent()).unwrap())
 }
 
 fn plan() -> Plan {

@@ -21,7 +21,7 @@ use crate::engine::Info;
 use crate::kernels::{Isa, Pool};
 use crate::kv::{self, Cache};
 use crate::ops::Compute;
-use crate::{Checkpoint, Folder, LoadError, Source, Template, Tokenizer, memory};
+use crate::{Checkpoint, Folder, LoadError, Progress, Source, Template, Tokenizer, memory};
 
 pub(crate) use evaluate::Reading;
 pub(crate) use network::{Config, Network};
@@ -52,9 +52,9 @@ impl fmt::Debug for Model {
 
 impl Model {
     /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
-    pub fn load(source: &Source, options: &LoadOptions) -> Result<Model, LoadError> {
+    pub fn load(source: &Source, options: &LoadOptions, progress: &Progress) -> Result<Model, LoadError> {
         let (device, form) = place(options)?;
-        Model::load_as(source, device, form, options.kv_dtype, Isa::detect())
+        Model::load_on(source, device, form, options.kv_dtype, Isa::detect(), progress)
     }
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
@@ -74,8 +74,20 @@ impl Model {
         Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, kv_dtype, isa)
     }
 
-    /// The general form: tests compare forms and instruction sets.
+    /// Tests compare forms and instruction sets.
+    #[cfg(test)]
     pub(crate) fn load_as(source: &Source, device: Device, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
+        Model::load_on(source, device, form, kv_dtype, isa, &Progress::silent())
+    }
+
+    fn load_on(
+        source: &Source,
+        device: Device,
+        form: Form,
+        kv_dtype: KvDtype,
+        isa: Isa,
+        progress: &Progress,
+    ) -> Result<Model, LoadError> {
         let folder = source.folder();
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
@@ -84,7 +96,8 @@ impl Model {
         }
         let (body, known_by) = config.body();
         let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
-        let weights = Weights::new(From::Checkpoint(&checkpoint, prefix), form, device)?;
+        let loading = progress.loading(source.name(), checkpoint.bytes());
+        let weights = Weights::new(From::Checkpoint(&checkpoint, prefix, loading), form, device)?;
         let network = Network::load(config.clone(), &weights)?;
         let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, kv_dtype, isa)?;
         info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Dtype;
 use crate::kernels::{Columns, Packed, Pool};
 use crate::ops::{LayerNorm, Linear, RmsNorm};
+use crate::progress::Loading;
 use crate::stored::{Content, Kind, Matrix, Order, Stored};
 use crate::{Checkpoint, LoadError, threads};
 
@@ -27,8 +28,8 @@ pub(crate) struct Weights<'a> {
 
 /// Where tensors come from.
 pub(crate) enum From<'a> {
-    /// A checkpoint, and what the names of the body begin with in it.
-    Checkpoint(&'a Checkpoint, &'static str),
+    /// A checkpoint, what the names of the body begin with in it, and whom to tell how far it is.
+    Checkpoint(&'a Checkpoint, &'static str, Loading<'a>),
     /// Noise as at the beginning of a training, for benchmarks and tests: the same for the same names.
     Random,
 }
@@ -139,6 +140,9 @@ impl<'a> Weights<'a> {
         }
         let dtype = self.form.dtype(role, matrix.stored());
         let weight = Packed::pack(dtype, &matrix)?;
+        if let From::Checkpoint(_, _, loading) = &self.source {
+            loading.advance(matrix.bytes());
+        }
         self.packed.lock().unwrap_or_else(PoisonError::into_inner).push((dtype, (inputs * columns) as u64));
         Ok(Linear::Packed { weight, bias: bias.unwrap_or_default() })
     }
@@ -146,7 +150,7 @@ impl<'a> Weights<'a> {
     /// A tensor of these dimensions whose content is sound.
     fn take(&self, name: &str, dims: &[usize]) -> Result<Stored<'_>, LoadError> {
         let stored = match &self.source {
-            From::Checkpoint(checkpoint, prefix) => checkpoint.stored(&in_checkpoint(prefix, name))?,
+            From::Checkpoint(checkpoint, prefix, _) => checkpoint.stored(&in_checkpoint(prefix, name))?,
             From::Random => {
                 let content = Content::Own(noise(name, dims));
                 Stored { kind: Kind::F32, order: Order::AsIs, dims: dims.to_vec(), content }
@@ -156,7 +160,7 @@ impl<'a> Weights<'a> {
             return Err(LoadError::TensorShape { name: name.into(), got: stored.dims, want: dims.to_vec() });
         }
         let seen = stored.see(&self.pool);
-        if let (Some((element, value)), From::Checkpoint(checkpoint, prefix)) = (seen.broken, &self.source) {
+        if let (Some((element, value)), From::Checkpoint(checkpoint, prefix, _)) = (seen.broken, &self.source) {
             let (folder, name) = (checkpoint.folder().to_string(), in_checkpoint(prefix, name));
             return Err(LoadError::NotFinite { folder, name, element, value });
         }

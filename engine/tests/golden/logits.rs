@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use banyan_engine::{
-    DeviceChoice, Dtype, Engine, LoadOptions, Model, Options, Output, Prompt, Request, Sampling, SequenceId, Source,
+    DeviceChoice, Dtype, Engine, LoadOptions, Model, Options, Output, Progress, Prompt, Request, Sampling, SequenceId, Source,
 };
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ const MARGIN: f64 = 1e-3;
 pub(crate) fn agrees(source: &Source, golden: &str) {
     let golden: Value = serde_json::from_str(golden).expect("a golden file");
     let options = LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::F32, ..LoadOptions::default() };
-    let model = Model::load(source, &options).expect("the model loads");
+    let model = Model::load(source, &options, &Progress::silent()).expect("the model loads");
     let mut worst = 0f32;
     for run in array(&golden["runs"]) {
         let logits = model.logits(&tokens(&run["tokens"]), 16, 2).expect("logits");

@@ -1,13 +1,14 @@
 //! The bundled model, and a broken one.
 
 use super::*;
+use crate::Progress;
 
 /// The bundled model, loaded once for all tests.
 fn model(dtype: Dtype) -> Arc<Model> {
     static MODELS: [OnceLock<Arc<Model>>; 2] = [OnceLock::new(), OnceLock::new()];
     let load = || {
         let options = LoadOptions { device: DeviceChoice::Cpu, dtype, ..LoadOptions::default() };
-        Arc::new(Model::load(&Source::bundled(), &options).expect("the bundled model loads"))
+        Arc::new(Model::load(&Source::bundled(), &options, &Progress::silent()).expect("the bundled model loads"))
     };
     Arc::clone(MODELS[usize::from(dtype == Dtype::Q8)].get_or_init(load))
 }
@@ -41,9 +42,12 @@ fn it_tells_a_story_and_says_what_it_is() {
 fn q8_has_a_fingerprint_of_its_own_and_makes_sense() {
     let (f32, q8) = (model(Dtype::F32), model(Dtype::Q8));
     assert_ne!(f32.info(1).fingerprint, q8.info(1).fingerprint);
-    let again =
-        Model::load(&Source::bundled(), &LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::Q8, ..LoadOptions::default() })
-            .unwrap();
+    let again = Model::load(
+        &Source::bundled(),
+        &LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::Q8, ..LoadOptions::default() },
+        &Progress::silent(),
+    )
+    .unwrap();
     assert_eq!(again.info(1).fingerprint, q8.info(1).fingerprint);
     let (engine, mut steps) = engine(Dtype::Q8, Options::default());
     assert!(ask_one(&engine, &mut steps, greedy(1, STORY, 40)).text().contains("She"));
@@ -212,7 +216,7 @@ fn logits_that_are_no_numbers_end_their_sequence_and_give_no_token() {
     };
     let folder = crate::model::tests::checkpoint_with("", true, |_| (), spoil);
     let options = LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::F32, ..LoadOptions::default() };
-    let model = Model::load(&Source::from_folder(folder.path()).unwrap(), &options).unwrap();
+    let model = Model::load(&Source::from_folder(folder.path()).unwrap(), &options, &Progress::silent()).unwrap();
     let (engine, mut steps) = Engine::start(Arc::new(model), Options { threads: Some(2), ..Options::default() }).unwrap();
     for id in 1..=2 {
         let answer = ask_one(&engine, &mut steps, Request { sampling: Sampling::default(), ..greedy(id, STORY, 5) });
