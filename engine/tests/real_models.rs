@@ -39,6 +39,17 @@ fn gpt2s_vocabulary_and_merges_give_the_same_tokenizer() {
     tokenizer::agrees(&Folder::from(files.path()), include_str!("golden/tokenizer-gpt2.json"));
 }
 
+#[test]
+fn the_tokenizer_in_a_gguf_file_agrees_with_hugging_faces() {
+    let file = folder("smollm2").join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    tokenizer::agrees(Source::from_file(&file).folder(), include_str!("golden/tokenizer-smollm2.json"));
+}
+
+#[test]
+fn a_sentence_piece_tokenizer_agrees_with_hugging_faces() {
+    tokenizer::agrees(&Folder::Disk(folder("stories15M")), include_str!("golden/tokenizer-stories15M.json"));
+}
+
 /// A model's folder in the one that BANYAN_TEST_MODELS names.
 fn folder(name: &str) -> PathBuf {
     let models = std::env::var_os("BANYAN_TEST_MODELS").map(PathBuf::from);
