@@ -7,8 +7,10 @@ use super::pointwise::{gelu, load_some};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
 
-/// How far a single tile looks ahead: what a core reads in some hundred nanoseconds, which is what memory takes to answer.
+/// How far a single tile looks ahead for each of its rows, and at most. One row's loads run ahead by themselves; the more is
+/// computed with each, the less they do.
 const AHEAD_BYTES: usize = 2048;
+const AHEAD_BYTES_MAX: usize = 8192;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -150,7 +152,7 @@ impl<P: Product> Op for Panels<'_, P> {
         let tiles = self.rows.div_ceil(S::TILE_ROWS);
         // While the rows' tiles take turns with a panel, the next one is fetched, spread evenly over them; a single tile reads
         // from memory as fast as it can, and fetches what it needs next.
-        let distance = if tiles > 1 { self.product.panel_bytes() } else { AHEAD_BYTES };
+        let distance = if tiles > 1 { self.product.panel_bytes() } else { (self.rows * AHEAD_BYTES).min(AHEAD_BYTES_MAX) };
         let lines = (self.product.panel_bytes() / LINE_BYTES).div_ceil((tiles * self.product.steps()).max(1));
         for panel in self.panels.clone() {
             let mut row = 0;
@@ -200,12 +202,12 @@ impl<P: Product> Panels<'_, P> {
         }
         // SAFETY: rows, panels and parts are counted above as the product has them.
         unsafe { self.product.tile(simd, at, &mut sums) };
-        for (row, sums) in sums.into_iter().enumerate() {
-            for (vector, sum) in sums.into_iter().enumerate() {
+        for (row, sums) in sums.iter().enumerate() {
+            for (vector, sum) in sums.iter().enumerate() {
                 let from = first + vector * S::LANES;
                 // SAFETY: rows and columns lie within `out` (`store` stops at `columns`), and this task has these columns alone.
                 unsafe {
-                    store(simd, self.epilogue, self.out.get(), (at.row + row) * self.columns, from, self.columns, sum);
+                    store(simd, self.epilogue, self.out.get(), (at.row + row) * self.columns, from, self.columns, *sum);
                 }
             }
         }

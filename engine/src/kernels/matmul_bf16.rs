@@ -166,28 +166,42 @@ impl Product for ProductBf16<'_> {
         unsafe {
             let mut x = self.x.as_ptr().add(at.row * pairs);
             let mut weights = self.panels().add(at.panel * self.panel_bytes() + at.part * 4);
-            let mut multiply = |x: *const i32, weights: *const u8| {
-                let mut vectors = [simd.splat_i(0); VECTORS];
-                for (vector, loaded) in vectors.iter_mut().enumerate() {
-                    *loaded = simd.load_i(weights.add(vector * S::LANES * 4));
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = *x.add(row);
-                    for (sum, weights) in sums.iter_mut().zip(vectors) {
-                        *sum = simd.dot2(*sum, weights, x);
-                    }
-                }
-            };
             for step in 0..pairs / STEP {
                 at.look_ahead(simd, step);
                 for pair in 0..STEP {
-                    multiply(x.add(pair * ROWS), weights.add(pair * PANEL * 4));
+                    add_pair(simd, x.add(pair * ROWS), weights.add(pair * PANEL * 4), sums);
                 }
                 x = x.add(STEP * ROWS);
                 weights = weights.add(STEP * PANEL * 4);
             }
             for pair in 0..pairs % STEP {
-                multiply(x.add(pair * ROWS), weights.add(pair * PANEL * 4));
+                add_pair(simd, x.add(pair * ROWS), weights.add(pair * PANEL * 4), sums);
+            }
+        }
+    }
+}
+
+/// Adds the products of one pair of inputs. A function, for a closure is not sure to be compiled for the instruction set.
+///
+/// # Safety
+/// `x` is valid for reading `ROWS` pairs, and `weights` for reading `VECTORS` vectors of pairs.
+#[inline(always)]
+unsafe fn add_pair<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    x: *const i32,
+    weights: *const u8,
+    sums: &mut [[S::F; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut vectors = [simd.splat_i(0); VECTORS];
+        for (vector, loaded) in vectors.iter_mut().enumerate() {
+            *loaded = simd.load_i(weights.add(vector * S::LANES * 4));
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let x = *x.add(row);
+            for (sum, weights) in sums.iter_mut().zip(&vectors) {
+                *sum = simd.dot2(*sum, *weights, x);
             }
         }
     }

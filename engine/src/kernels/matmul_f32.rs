@@ -112,28 +112,42 @@ impl Product for ProductF32<'_> {
         unsafe {
             let mut x = self.x.as_ptr().add(at.row * inputs);
             let mut weights = self.weights.lines.as_f32().as_ptr().add(at.panel * inputs * PANEL + at.part);
-            let mut multiply = |x: *const f32, weights: *const f32| {
-                let mut vectors = [simd.splat(0.0); VECTORS];
-                for (vector, loaded) in vectors.iter_mut().enumerate() {
-                    *loaded = simd.load(weights.add(vector * S::LANES));
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let x = simd.splat(*x.add(row));
-                    for (sum, weight) in sums.iter_mut().zip(vectors) {
-                        *sum = simd.fma(x, weight, *sum);
-                    }
-                }
-            };
             for step in 0..inputs / STEP {
                 at.look_ahead(simd, step);
                 for input in 0..STEP {
-                    multiply(x.add(input * ROWS), weights.add(input * PANEL));
+                    add_input(simd, x.add(input * ROWS), weights.add(input * PANEL), sums);
                 }
                 x = x.add(STEP * ROWS);
                 weights = weights.add(STEP * PANEL);
             }
             for input in 0..inputs % STEP {
-                multiply(x.add(input * ROWS), weights.add(input * PANEL));
+                add_input(simd, x.add(input * ROWS), weights.add(input * PANEL), sums);
+            }
+        }
+    }
+}
+
+/// Adds the products of one input. A function, for a closure is not sure to be compiled for the instruction set.
+///
+/// # Safety
+/// `x` is valid for reading `ROWS` numbers, and `weights` for reading `VECTORS` vectors.
+#[inline(always)]
+unsafe fn add_input<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    x: *const f32,
+    weights: *const f32,
+    sums: &mut [[S::F; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut vectors = [simd.splat(0.0); VECTORS];
+        for (vector, loaded) in vectors.iter_mut().enumerate() {
+            *loaded = simd.load(weights.add(vector * S::LANES));
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let x = simd.splat(*x.add(row));
+            for (sum, weight) in sums.iter_mut().zip(&vectors) {
+                *sum = simd.fma(x, *weight, *sum);
             }
         }
     }

@@ -217,7 +217,7 @@ impl Product for ProductQ4<'_> {
                     for half in 0..2 {
                         for (row, sums) in sums.iter_mut().enumerate() {
                             let x = *groups.add(row);
-                            for (sum, weights) in sums.iter_mut().zip(vectors) {
+                            for (sum, weights) in sums.iter_mut().zip(&vectors) {
                                 *sum = simd.dot4(*sum, weights[half], x);
                             }
                         }

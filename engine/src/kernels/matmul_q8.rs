@@ -14,6 +14,8 @@ use super::simd::Simd;
 use super::{Epilogue, Isa, PANEL, Pool};
 use crate::Dtype;
 
+/// Inputs between two looks ahead, each of which is short, because a core waits when too many lines are on their way.
+const STEP: usize = 32;
 /// A panel's scales of a block, one for each column.
 const SCALES_BYTES: usize = PANEL * size_of::<f16>();
 
@@ -144,7 +146,7 @@ impl<const BLOCK: usize> Product for ProductQ8<'_, BLOCK> {
     }
 
     fn steps(&self) -> usize {
-        self.x.blocks
+        self.x.blocks * (BLOCK / STEP)
     }
 
     #[inline(always)]
@@ -163,25 +165,27 @@ impl<const BLOCK: usize> Product for ProductQ8<'_, BLOCK> {
             let mut corrections = self.x.corrections.as_ptr().add(at.row * blocks);
             let mut packed = self.panels().add(at.panel * self.panel_bytes());
             for block in 0..blocks {
-                at.look_ahead(simd, block);
                 let mut sums = [[simd.splat_i(0); VECTORS]; ROWS];
                 for (row, sums) in sums.iter_mut().enumerate() {
                     *sums = [simd.splat_i(*corrections.add(row)); VECTORS];
                 }
                 let mut weights = packed.add(SCALES_BYTES + at.part * GROUP);
-                for _ in 0..BLOCK / GROUP {
-                    let mut vectors = [simd.splat_i(0); VECTORS];
-                    for (vector, loaded) in vectors.iter_mut().enumerate() {
-                        *loaded = simd.load_i(weights.add(vector * S::LANES * GROUP));
-                    }
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let x = *groups.add(row);
-                        for (sum, weights) in sums.iter_mut().zip(vectors) {
-                            *sum = simd.dot4(*sum, weights, x);
+                for step in 0..BLOCK / STEP {
+                    at.look_ahead(simd, block * (BLOCK / STEP) + step);
+                    for _ in 0..STEP / GROUP {
+                        let mut vectors = [simd.splat_i(0); VECTORS];
+                        for (vector, loaded) in vectors.iter_mut().enumerate() {
+                            *loaded = simd.load_i(weights.add(vector * S::LANES * GROUP));
                         }
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let x = *groups.add(row);
+                            for (sum, weights) in sums.iter_mut().zip(&vectors) {
+                                *sum = simd.dot4(*sum, *weights, x);
+                            }
+                        }
+                        groups = groups.add(ROWS);
+                        weights = weights.add(PANEL * GROUP);
                     }
-                    groups = groups.add(ROWS);
-                    weights = weights.add(PANEL * GROUP);
                 }
                 for vector in 0..VECTORS {
                     let weight_scales = simd.load_f16(packed.cast::<f16>().add(at.part + vector * S::LANES));
