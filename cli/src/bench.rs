@@ -1,6 +1,7 @@
 //! `banyan bench …`: measures this machine, with the parts that serve.
 
 mod compare;
+mod count;
 mod engine;
 mod latencies;
 mod limits;
@@ -21,6 +22,9 @@ pub(crate) enum Command {
     Engine(Box<engine::Args>),
     /// What the machine could do at best: reads of memory, and arithmetic.
     Limits(limits::Args),
+    /// The case whose instructions are counted.
+    #[command(hide = true)]
+    Count(count::Args),
     /// How fast a running API answers many clients.
     Load(load::Args),
     /// What a smaller form of a model costs in quality: perplexity, and divergence from f32, on a text.
@@ -32,6 +36,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Engine(args) => engine::run(*args).await,
+        Command::Count(args) => count::run(args).await,
         Command::Limits(args) => limits::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Quality(args) => quality::run(args).await,

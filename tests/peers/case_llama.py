@@ -1,4 +1,4 @@
-"""llama.cpp by its own tools, llama-bench and llama-batched-bench. usage: case_llama.py F32|F16|BF16|Q8_0|Q4_0
+"""llama.cpp by its own tools, llama-bench and llama-batched-bench. usage: case_llama.py F32|BF16|Q8_0|Q4_0
 
 Defaults otherwise: the KV cache in f16, flash attention as it decides.
 """

@@ -40,7 +40,7 @@ if ! [ -x "$PEERS_DIR/llama-build/bin/llama-quantize" ]; then
     -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_UI=OFF -DBUILD_SHARED_LIBS=ON
   cmake --build "$PEERS_DIR/llama-build" --target llama-bench llama-batched-bench llama-quantize
 fi
-for type in F16 BF16 Q8_0 Q4_0; do
+for type in BF16 Q8_0 Q4_0; do
   [ -f "$PEERS_DIR/gpt2-rand/gpt2-$type.gguf" ] ||
     "$PEERS_DIR/llama-build/bin/llama-quantize" "$PEERS_DIR/gpt2-rand/gpt2-f32.gguf" "$PEERS_DIR/gpt2-rand/gpt2-$type.gguf" "$type"
 done

@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// The weights' types: auto, f32, bf16, q8, q4; each is measured.
     #[arg(long = "dtype", env = "BANYAN_DTYPE", value_name = "TYPE", value_delimiter = ',', default_value = "auto")]
     dtypes: Vec<Dtype>,
+    /// What keys and values are kept as: auto, f32, f16 or q8.
+    #[arg(long, env = "BANYAN_KV_DTYPE", value_name = "TYPE", default_value = "auto")]
+    kv_dtype: KvDtype,
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long, env = "BANYAN_DEVICE", value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
@@ -138,7 +141,7 @@ async fn child(args: &Args, case: Case) -> Result<Measured, Failure> {
     let own = std::env::current_exe().context("failed to find this program")?;
     let mut command = tokio::process::Command::new(own);
     command.args(["bench", "engine", "-o", "json", "--dtype", &case.dtype.to_string()]);
-    command.args(["--device", &args.device.to_string()]);
+    command.args(["--device", &args.device.to_string(), "--kv-dtype", &args.kv_dtype.to_string()]);
     command.args(["--batch", &list(&args.batches), "--first-token", &list(&args.first_token)]);
     for (flag, number) in [("--prompt", args.prompt), ("--new", args.new_tokens), ("--rounds", args.rounds)] {
         command.args([flag, &number.to_string()]);
@@ -190,9 +193,9 @@ async fn alone(args: Args, case: Case) -> Result<Run, Failure> {
 fn measure(args: &Args, case: Case) -> Result<(Arc<Model>, f64, Report), Failure> {
     let begun = std::time::Instant::now();
     let model = match args.random {
-        Some(shape) => Model::random(shape, case.dtype).map_err(anyhow::Error::new)?,
+        Some(shape) => Model::random(shape, case.dtype, args.kv_dtype).map_err(anyhow::Error::new)?,
         None => {
-            ModelArgs { model: args.model.clone(), dtype: case.dtype, kv_dtype: KvDtype::Auto, device: args.device }.load()?
+            ModelArgs { model: args.model.clone(), dtype: case.dtype, kv_dtype: args.kv_dtype, device: args.device }.load()?
         }
     };
     let load_s = begun.elapsed().as_secs_f64();

@@ -203,16 +203,16 @@ pub(crate) mod tests {
         let expected = "\
 gpt2 on cpu (avx2); A CPU, 2 cores
 
-                           F32, 2 THREADS
-1 sequence, tokens/s       125.0  50 %
-  prompts included         100.0
-8 sequences, tokens/s      125.0  50 %
-  prompts included         100.0
-first token of 32 tokens   12.3 ms  50 %
-memory, first batch        512 MB
-  peak, loading included   -
-memory, peak of all        812 MB
-loaded in                  500.0 ms
+                          F32, 2 THREADS
+1 sequence, tokens/s      125.0  50 %
+  prompts included        100.0
+8 sequences, tokens/s     125.0  50 %
+  prompts included        100.0
+first token of 32 tokens  12.3 ms  50 %
+memory, first batch       512 MB
+  peak, loading included  -
+memory, peak of all       812 MB
+loaded in                 500.0 ms
 
 A share is that of what the machine could do at best, measured before and after each case.
 The machine at best (median, least–most):

@@ -58,13 +58,13 @@ impl Model {
     }
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
-    pub fn random(shape: RandomShape, dtype: Dtype) -> Result<Model, LoadError> {
+    pub fn random(shape: RandomShape, dtype: Dtype, kv_dtype: KvDtype) -> Result<Model, LoadError> {
         let config = match shape {
             RandomShape::Gpt2 => Config::Gpt2(gpt2::Config::gpt2()),
             RandomShape::Gpt2Large => Config::Gpt2(gpt2::Config::gpt2_large()),
             RandomShape::Llama1b => Config::Llama(llama::Config::llama_1b()),
         };
-        Model::random_of(&format!("{shape}-random"), config, Form::Packed(dtype), KvDtype::Auto, Isa::detect())
+        Model::random_of(&format!("{shape}-random"), config, Form::Packed(dtype), kv_dtype, Isa::detect())
     }
 
     /// Noise in some shape.
