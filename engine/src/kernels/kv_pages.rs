@@ -137,9 +137,12 @@ impl Stored for f32 {
     }
 
     #[inline(always)]
-    fn convert<S: Simd>(_: S, from: &[f32], _: f32, to: &mut [f32; CHUNK]) {
-        to[..from.len()].copy_from_slice(from);
-        to[from.len()..].fill(0.0);
+    fn convert<S: Simd>(simd: S, from: &[f32], _: f32, to: &mut [f32; CHUNK]) {
+        for (at, to) in to.chunks_exact_mut(S::LANES).enumerate() {
+            let x = load_some(simd, &from[(at * S::LANES).min(from.len())..]);
+            // SAFETY: the chunk has `LANES` numbers.
+            unsafe { simd.store(to.as_mut_ptr(), x) };
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl Model {
     pub(crate) fn random_of(name: &str, config: Config, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
         let weights = Weights::new(From::Random, form, Device::Cpu)?;
         let network = Network::load(config.clone(), &weights)?;
-        Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, kv_dtype, isa)
+        Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, (kv_dtype, isa))
     }
 
     /// Tests compare forms and instruction sets.
@@ -99,7 +99,7 @@ impl Model {
         let loading = progress.loading(source.name(), checkpoint.bytes());
         let weights = Weights::new(From::Checkpoint(&checkpoint, prefix, loading), form, device)?;
         let network = Network::load(config.clone(), &weights)?;
-        let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, kv_dtype, isa)?;
+        let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, (kv_dtype, isa))?;
         info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");
         Ok(model)
     }
@@ -111,8 +111,7 @@ impl Model {
         config: Config,
         network: Network,
         weights: &Weights<'_>,
-        kv_dtype: KvDtype,
-        isa: Isa,
+        (kv_dtype, isa): (KvDtype, Isa),
     ) -> Result<Model, LoadError> {
         let tokenizer = Tokenizer::open(folder)?;
         let (tokens, rows) = (tokenizer.vocabulary(), config.vocabulary());

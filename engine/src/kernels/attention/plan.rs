@@ -147,18 +147,20 @@ impl Cut {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn queries(rows: usize, position: usize, group: usize) -> Queries {
         Queries { rows, position, group, widest: 8 }
     }
 
-    /// How often each block of each tile comes, and each task's cost.
-    fn covered(
-        plan: &Plan,
-        segments: &[Queries],
-    ) -> (std::collections::HashMap<(usize, usize, usize, usize), usize>, Vec<usize>) {
-        let (mut counts, mut costs) = (std::collections::HashMap::new(), Vec::new());
+    /// Segment, head, tile, and block of keys.
+    type Piece = (usize, usize, usize, usize);
+
+    /// How often each piece comes, and each task's cost.
+    fn covered(plan: &Plan, segments: &[Queries]) -> (HashMap<Piece, usize>, Vec<usize>) {
+        let (mut counts, mut costs) = (HashMap::new(), Vec::new());
         for task in &plan.tasks {
             let mut cost = 0;
             for unit in &plan.units[task.clone()] {

@@ -75,8 +75,14 @@ impl<E: Stored> Op for Pieces<'_, E> {
                             E::convert(simd, &row(at, 1)[here.clone()], inverse[1][i], &mut *to);
                         }
                         for (d, at) in here.enumerate() {
-                            for (i, chunk) in chunk.iter().enumerate().take(rows.len()) {
-                                keys.add(at * PAGE + slot + i).write(chunk[d]);
+                            let to = keys.add(at * PAGE + slot);
+                            if rows.len() == PAGE {
+                                // A whole page is worth a loop without conditions.
+                                to.cast::<[E; PAGE]>().write_unaligned(std::array::from_fn(|i| chunk[i][d]));
+                            } else {
+                                for (i, chunk) in chunk.iter().enumerate().take(rows.len()) {
+                                    to.add(i).write(chunk[d]);
+                                }
                             }
                         }
                     }

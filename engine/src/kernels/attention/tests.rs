@@ -147,7 +147,7 @@ fn what_is_no_number_does_not_become_one_and_what_is_too_large_for_a_half_stays_
             }
             let want = if dtype == KvDtype::F16 { 65_504.0 } else { 1e6 };
             assert!((value(1e6) / want - 1.0).abs() < 1e-6, "{isa} {dtype}: {}", value(1e6));
-            assert_eq!(value(1e-40).abs() < 1e-6, true);
+            assert!(value(1e-40).abs() < 1e-6);
         }
     }
 }

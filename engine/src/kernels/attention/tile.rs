@@ -139,9 +139,11 @@ impl<E: Stored, const N: usize> Op for Tile<'_, E, N> {
         let [queries, scores, whole, part] = scratch.parts(dim);
         // Weights are powers of two, which saves a multiplication each.
         let scale = scale * std::f32::consts::LOG2_E;
-        for (i, query) in given.into_iter().enumerate() {
-            for (d, number) in query[..dim].iter().enumerate() {
-                queries[d * N + i] = number * scale;
+        let given = given.map(|query| &query[..dim]);
+        for (d, scaled) in queries.chunks_exact_mut(N).enumerate().take(dim) {
+            for (query, scaled) in given.iter().zip(scaled) {
+                // SAFETY: each query is as long as was just seen. Checked, this loop takes as long as a tenth of the products.
+                *scaled = unsafe { query.get_unchecked(d) } * scale;
             }
         }
         let mut all = Sums::NONE;
@@ -286,6 +288,7 @@ fn weights<S: Simd>(simd: S, scores: &mut [f32], own: usize) -> (f32, f32) {
 /// 2^x for x ≤ 0, within two units in the last place, and exactly 0 from -126.5 down. The polynomial is the one of its degree
 /// that is nearest to 2^x on ±1/2, relatively, of those that are 1 at 0.
 #[inline(always)]
+#[allow(clippy::approx_constant, reason = "nearest as a polynomial, not as a series")]
 fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
     // In this order NaN stays NaN.
     let x = simd.max(simd.splat(-127.0), x);
