@@ -8,6 +8,7 @@ use crate::kv::{Cache, Pages};
 use crate::language::{Language, Reading};
 use crate::profile::{self, Arithmetic, Part, Profiler, Shape, Work};
 use crate::runner::{Backend, Drawn, Item, Outcome};
+use crate::sampler::Peaks;
 use crate::{Model, Profile, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, admission};
 
 /// One engine's part: the weights are shared, the KV pages and the threads are its own.
@@ -204,11 +205,10 @@ impl Local {
 impl Draw<'_> {
     /// Draws, unless the logits are no numbers to draw by: any token would then be a lie.
     fn draw(&mut self) {
-        let broken = self.logits.iter().filter(|logit| !logit.is_finite()).count();
-        self.sampled = Some(if broken == 0 {
-            Ok(self.sampler.sample(self.position, self.logits))
+        self.sampled = Some(if let Some(peaks) = Peaks::new(self.logits) {
+            Ok(self.sampler.sample_among(self.position, self.logits, peaks))
         } else {
-            let all = self.logits.len();
+            let (broken, all) = (self.logits.iter().filter(|logit| !logit.is_finite()).count(), self.logits.len());
             Err(format!(
                 "{broken} of the model's {all} logits are not finite: its weights are damaged, or too large for f32; fetch the \
                  checkpoint again, or serve another one"

@@ -8,9 +8,12 @@
 //! arithmetic, so the same token comes out on every platform.
 
 mod distribution;
+mod peaks;
 mod philox;
 
 use std::collections::HashMap;
+
+pub(crate) use peaks::Peaks;
 
 use crate::request::Sampling;
 
@@ -71,16 +74,26 @@ impl Sampler {
     /// Chooses the completion's token number `position` (from 0) by its logits, which are spent in doing so. NaN counts as
     /// impossible.
     pub fn sample(&mut self, position: u32, logits: &mut [f32]) -> Sampled {
-        for logit in logits.iter_mut() {
-            *logit = finite(*logit);
-        }
-        let reported = self.sampling.logprobs.map(|count| Reported::new(logits, usize::from(count)));
+        let peaks = Peaks::new(logits).unwrap_or_else(|| {
+            for logit in logits.iter_mut() {
+                *logit = finite(*logit);
+            }
+            Peaks::new(logits).expect("all are finite now")
+        });
+        self.sample_among(position, logits, peaks)
+    }
+
+    /// The same of logits that are all finite, whose peaks are known.
+    pub(crate) fn sample_among(&mut self, position: u32, logits: &mut [f32], mut peaks: Peaks) -> Sampled {
+        let reported = self.sampling.logprobs.map(|count| Reported::new(logits, &peaks, usize::from(count)));
         let raw = reported.is_some().then(|| logits.to_vec());
         self.penalise(logits);
+        let biased = self.sampling.logit_bias.iter().map(|bias| bias.token);
+        peaks.update(logits, self.seen.keys().copied().chain(biased));
         let token = if self.sampling.temperature >= TEMPERATURE_MIN {
-            distribution::draw(&self.sampling, philox::uniform(self.sampling.seed, position), logits)
+            distribution::draw(&self.sampling, philox::uniform(self.sampling.seed, position), logits, &peaks)
         } else {
-            distribution::greedy(logits)
+            peaks.token(logits)
         };
         self.accept(token);
         let logprob = reported.zip(raw).map(|(reported, raw)| Logprob {
@@ -112,10 +125,9 @@ impl Sampler {
     }
 }
 
-/// The nearest finite number, so that no difference of two logits is NaN; NaN itself is the least. Adding 0 makes one zero
-/// of the two, so that equals are equal in any order.
+/// The nearest finite number, so that no difference of two logits is NaN; NaN itself is the least.
 fn finite(logit: f32) -> f32 {
-    if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) + 0.0 }
+    if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) }
 }
 
 /// What is reported of the model's distribution.
@@ -127,11 +139,11 @@ struct Reported {
 }
 
 impl Reported {
-    fn new(logits: &[f32], count: usize) -> Self {
-        let max = distribution::largest_logit(logits);
+    fn new(logits: &[f32], peaks: &Peaks, count: usize) -> Self {
+        let max = peaks.most();
         let log_sum = distribution::sum(logits, |logit| distribution::exp(logit - max)).ln();
         let mut reported = Reported { max, log_sum, top: Vec::new() };
-        let top = distribution::largest(logits, count);
+        let top = distribution::largest(logits, peaks, count);
         reported.top = top.into_iter().map(|(logit, token)| (token, reported.logprob(logit))).collect();
         reported
     }

@@ -3,30 +3,20 @@
 
 use std::cmp::Ordering;
 
+use super::peaks::Peaks;
 use crate::request::Sampling;
 
 /// Weights are summed by blocks, so that a draw looks at a few hundred of them and not at the whole vocabulary.
 const BLOCK: usize = 256;
 
-/// The most probable token; of equals the lowest id.
-pub(super) fn greedy(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
-}
-
 /// The token at `uniform` (in [0, 1)) of the distribution. `logits` are finite, and spent.
-pub(super) fn draw(sampling: &Sampling, uniform: f64, logits: &mut [f32]) -> u32 {
-    let scale = Scale { max: largest_logit(logits), inverse: 1.0 / sampling.temperature };
+pub(super) fn draw(sampling: &Sampling, uniform: f64, logits: &mut [f32], peaks: &Peaks) -> u32 {
+    let scale = Scale { max: peaks.most(), inverse: 1.0 / sampling.temperature };
     // The most probable token's weight is 1, so a weight is its share of it.
     let least = sampling.min_p.min(1.0);
     let top_k = sampling.top_k as usize;
     if top_k > 0 && top_k < logits.len() {
-        let kept = largest(logits, top_k);
+        let kept = largest(logits, peaks, top_k);
         let mut weights: Vec<f32> = kept.iter().map(|&(logit, _)| scale.weight(logit)).collect();
         if sampling.top_p < 1.0 {
             let enough = f64::from(sampling.top_p) * sum(&weights, |weight| weight);
@@ -49,11 +39,6 @@ pub(super) fn draw(sampling: &Sampling, uniform: f64, logits: &mut [f32]) -> u32
         }
     }
     pick(weights, uniform).map_or(0, |token| token as u32)
-}
-
-/// The largest, or the least of all floats where there is none.
-pub(super) fn largest_logit(logits: &[f32]) -> f32 {
-    logits.iter().fold(f32::MIN, |max, &logit| if logit > max { logit } else { max })
 }
 
 /// Sets all weights to 0 but the largest ones that together make `top_p` of the sum; of equals the lowest ids stay. Sorts
@@ -119,25 +104,30 @@ impl Scale {
 }
 
 /// The `count` largest logits with their tokens, largest first, of equals the lowest id first.
-pub(super) fn largest(logits: &[f32], count: usize) -> Vec<(f32, u32)> {
+pub(super) fn largest(logits: &[f32], peaks: &Peaks, count: usize) -> Vec<(f32, u32)> {
     let order = |a: &(f32, u32), b: &(f32, u32)| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1));
     let count = count.min(logits.len());
     if count == 0 {
         return Vec::new();
     }
-    // One pass with a threshold that rises: almost every logit costs one comparison.
+    // A threshold that rises: most blocks cost one comparison, and almost every logit of the others.
     let room = count * 2 + 64;
     let mut kept: Vec<(f32, u32)> = Vec::with_capacity(room.min(logits.len()));
-    let mut threshold = f32::NEG_INFINITY;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit < threshold {
+    let mut threshold = peaks.bound(count);
+    for (peak, first, block) in peaks.blocks(logits) {
+        if peak < threshold {
             continue;
         }
-        kept.push((logit, token as u32));
-        if kept.len() == room {
-            let (_, last, _) = kept.select_nth_unstable_by(count - 1, order);
-            threshold = last.0;
-            kept.truncate(count);
+        for (token, &logit) in (first..).zip(block) {
+            if logit < threshold {
+                continue;
+            }
+            kept.push((logit, token as u32));
+            if kept.len() == room {
+                let (_, last, _) = kept.select_nth_unstable_by(count - 1, order);
+                threshold = last.0;
+                kept.truncate(count);
+            }
         }
     }
     kept.sort_unstable_by(order);
@@ -249,7 +239,7 @@ mod tests {
             let mut sorted: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
             sorted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             sorted.truncate(count);
-            assert_eq!(largest(&logits, count), sorted, "{count} of {len}");
+            assert_eq!(largest(&logits, &Peaks::new(&logits).unwrap(), count), sorted, "{count} of {len}");
         }
     }
 }
