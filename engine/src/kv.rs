@@ -1,12 +1,13 @@
 //! KV memory in pages: bounded, outside the weights, a list of pages for each sequence.
 //!
 //! Owns the pages and who holds them. Which sequence may grow is the scheduler's decision: it hands out no more pages than there
-//! are. What stands in a page is the kernels' (on the CPU) or `ops`' (plain candle tensors).
+//! are. What stands in a page is the kernels' (on the CPU) or [`Ragged`]'s (candle tensors).
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result};
 
 use crate::engine::StartError;
 use crate::kernels::{KvLayout, KvPages};
+use crate::ragged::Ragged;
 use crate::{KvDtype, memory};
 
 /// Positions of a page: one AVX-512 vector of scores.
@@ -70,8 +71,8 @@ pub(crate) struct Cache {
 pub(crate) enum Storage {
     /// In the kernels' layout, all layers together.
     Kernels(KvPages),
-    /// Layer by layer, K and V as `[pages * PAGE_TOKENS, heads * head_dim]` each.
-    Plain(Vec<(Tensor, Tensor)>),
+    /// In candle tensors on any device.
+    Plain(Ragged),
 }
 
 /// A sequence's pages: position `p` is in number `p / PAGE_TOKENS`.
@@ -88,10 +89,9 @@ impl Cache {
 
     /// Pages for plain candle operations on any device.
     pub(crate) fn plain(shape: Shape, pages: u32, dtype: DType, device: &Device) -> Result<Cache> {
-        let dims = (pages as usize * PAGE_TOKENS as usize, shape.kv_heads * shape.head_dim);
-        let layer = |_| Ok((Tensor::zeros(dims, dtype, device)?, Tensor::zeros(dims, dtype, device)?));
-        let layers = (0..shape.layers).map(layer).collect::<Result<Vec<_>>>()?;
-        Ok(Cache { storage: Storage::Plain(layers), free: Vec::new(), fresh: 0, pages })
+        let slots = pages as usize * PAGE_TOKENS as usize;
+        let ragged = Ragged::new(shape.layers, slots, shape.kv_heads * shape.head_dim, dtype, device)?;
+        Ok(Cache { storage: Storage::Plain(ragged), free: Vec::new(), fresh: 0, pages })
     }
 
     /// Sees to it that a sequence has room for `tokens`.

@@ -25,6 +25,7 @@ mod ops;
 mod profile;
 mod progress;
 pub mod quality;
+mod ragged;
 mod request;
 mod runner;
 mod sampler;

@@ -3,10 +3,9 @@
 //! The candle versions run on the CPU too: they are what the kernels are compared with.
 
 use candle_core::{D, DType, Device, Result, Storage as Stored, Tensor};
-use candle_nn::ops::softmax_last_dim;
 
 use crate::kernels::{self, Attention, Epilogue, Isa, Packed, Pool, Rotary, Segment};
-use crate::kv::{PAGE_TOKENS, Storage};
+use crate::kv::Storage;
 
 /// What computes.
 #[derive(Clone, Copy)]
@@ -176,10 +175,11 @@ impl LayerNorm {
                 Tensor::from_vec(y, x.shape(), x.device())
             }
             Compute::Plain => {
-                let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+                let wide = x.to_dtype(DType::F32)?;
+                let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
                 let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
                 let normal = centred.broadcast_div(&(variance + self.epsilon)?.sqrt()?)?;
-                normal.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+                normal.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?.to_dtype(x.dtype())
             }
         }
     }
@@ -202,8 +202,9 @@ impl RmsNorm {
                 Tensor::from_vec(y, x.shape(), x.device())
             }
             Compute::Plain => {
-                let square = x.sqr()?.mean_keepdim(D::Minus1)?;
-                x.broadcast_div(&(square + self.epsilon)?.sqrt()?)?.broadcast_mul(&self.weight)
+                let wide = x.to_dtype(DType::F32)?;
+                let square = wide.sqr()?.mean_keepdim(D::Minus1)?;
+                wide.broadcast_div(&(square + self.epsilon)?.sqrt()?)?.broadcast_mul(&self.weight)?.to_dtype(x.dtype())
             }
         }
     }
@@ -237,14 +238,14 @@ impl Rotation<'_> {
         let rows = qkv.dim(0)?;
         let heads = qkv.reshape((rows, queries + 2 * kv, dim))?;
         let turned = |from: usize, count: usize, norm: Option<&RmsNorm>| {
-            let mut x = heads.narrow(1, from, count)?;
+            let mut x = heads.narrow(1, from, count)?.to_dtype(DType::F32)?;
             if let Some(norm) = norm {
                 x = norm.forward(on, &x)?;
             }
             let (a, b) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
             let first = (a.broadcast_mul(cosines)? - b.broadcast_mul(sines)?)?;
             let second = (b.broadcast_mul(cosines)? + a.broadcast_mul(sines)?)?;
-            Tensor::cat(&[first, second], 2)
+            Tensor::cat(&[first, second], 2)?.to_dtype(qkv.dtype())
         };
         let (q, k) = (self.norms.map(|norms| norms.0), self.norms.map(|norms| norms.1));
         let parts = [turned(0, queries, q)?, turned(queries, kv, k)?, heads.narrow(1, queries + kv, kv)?];
@@ -281,56 +282,9 @@ pub(crate) fn attention(
             let y = with_floats(qkv, attend)?;
             Tensor::from_vec(y, (qkv.dim(0)?, heads * head_dim), qkv.device())
         }
-        (Compute::Plain, Storage::Plain(layers)) => {
-            let (keys, values) = &layers[layer];
-            let parts = segments
-                .iter()
-                .map(|segment| plain_attention(&qkv.narrow(0, segment.row, segment.rows)?, shape, scale, *segment, keys, values));
-            Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
-        }
+        (Compute::Plain, Storage::Plain(ragged)) => ragged.attend(layer, qkv, shape, scale, segments),
         _ => candle_core::bail!("the KV pages are laid out for another way of computing"),
     }
-}
-
-/// One segment, gathered and materialised.
-fn plain_attention(
-    qkv: &Tensor,
-    Heads { queries: heads, kv: kv_heads, dim: head_dim }: Heads,
-    scale: f32,
-    segment: Segment<'_>,
-    keys: &Tensor,
-    values: &Tensor,
-) -> Result<Tensor> {
-    let (rows, width, kv_width) = (segment.rows, heads * head_dim, kv_heads * head_dim);
-    let page_tokens = PAGE_TOKENS as usize;
-    let slot = |position: usize| segment.pages[position / page_tokens] as usize * page_tokens + position % page_tokens;
-    // Page by page, because only within one do neighbours in the sequence stand together.
-    let mut row = 0;
-    while row < rows {
-        let position = segment.position + row;
-        let count = (page_tokens - position % page_tokens).min(rows - row);
-        let new = qkv.narrow(0, row, count)?;
-        keys.slice_set(&new.narrow(1, width, kv_width)?.contiguous()?, 0, slot(position))?;
-        values.slice_set(&new.narrow(1, width + kv_width, kv_width)?.contiguous()?, 0, slot(position))?;
-        row += count;
-    }
-    let length = segment.position + rows;
-    let slots = (0..length).map(|position| slot(position) as u32).collect::<Vec<_>>();
-    let slots = Tensor::from_vec(slots, length, qkv.device())?;
-    let queries = qkv.narrow(1, 0, width)?.contiguous()?.reshape((rows, heads, head_dim))?.transpose(0, 1)?;
-    let queries = (queries.contiguous()? * f64::from(scale))?;
-    // Each head of keys and values as often as there are heads of queries that share it.
-    let group = heads / kv_heads;
-    let by_head = |x: &Tensor| {
-        let x = x.index_select(&slots, 0)?.reshape((length, kv_heads, 1, head_dim))?;
-        x.broadcast_as((length, kv_heads, group, head_dim))?.permute((1, 2, 0, 3))?.reshape((heads, length, head_dim))
-    };
-    let (keys, values) = (by_head(keys)?, by_head(values)?);
-    let sees =
-        (0..rows).flat_map(|row| (0..length).map(move |key| if key <= segment.position + row { 0.0 } else { f32::NEG_INFINITY }));
-    let mask = Tensor::from_vec(sees.collect::<Vec<_>>(), (rows, length), qkv.device())?.to_dtype(qkv.dtype())?;
-    let scores = queries.matmul(&keys.transpose(1, 2)?.contiguous()?)?.broadcast_add(&mask)?;
-    softmax_last_dim(&scores)?.matmul(&values)?.transpose(0, 1)?.contiguous()?.reshape((rows, width))
 }
 
 /// A contiguous f32 tensor's numbers on the CPU.

@@ -164,7 +164,7 @@ impl Model {
         let shape = self.config.kv_shape();
         match self.form {
             Form::Packed(_) => Cache::for_kernels(shape, self.kv_dtype, pages),
-            Form::Plain => Cache::plain(shape, pages, DType::F32, &self.device),
+            Form::Plain(dtype) => Cache::plain(shape, pages, dtype, &self.device),
         }
     }
 
@@ -172,7 +172,7 @@ impl Model {
     pub(crate) fn compute<'a>(&self, pool: &'a Pool) -> Compute<'a> {
         match self.form {
             Form::Packed(_) => Compute::Kernels(self.isa, pool),
-            Form::Plain => Compute::Plain,
+            Form::Plain(_) => Compute::Plain,
         }
     }
 
@@ -180,7 +180,7 @@ impl Model {
     pub fn kernels(&self) -> String {
         match self.form {
             Form::Packed(_) => self.isa.to_string(),
-            Form::Plain => "candle".to_owned(),
+            Form::Plain(_) => "candle".to_owned(),
         }
     }
 
@@ -228,13 +228,16 @@ fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
         return Err(LoadError::Device(message));
     }
     match Device::new_cuda(gpu) {
-        Ok(_) if !matches!(options.kv_dtype, KvDtype::Auto | KvDtype::F32) => Err(LoadError::Unsupported(format!(
-            "on cuda:{gpu} this version keeps keys and values in f32 only: take --kv-dtype f32, or --device cpu"
+        Ok(_) if options.kv_dtype != KvDtype::Auto => Err(LoadError::Unsupported(format!(
+            "on cuda:{gpu} keys and values are kept as the weights are: leave --kv-dtype out, or take --device cpu"
         ))),
-        Ok(_) if !matches!(dtype, Dtype::Auto | Dtype::F32) => Err(LoadError::Unsupported(format!(
-            "on cuda:{gpu} this version computes in f32 only: take --dtype f32, or --device cpu"
-        ))),
-        Ok(device) => Ok((device, Form::Plain)),
+        Ok(device) => match dtype {
+            Dtype::Auto | Dtype::F32 => Ok((device, Form::Plain(DType::F32))),
+            Dtype::Bf16 => Ok((device, Form::Plain(DType::BF16))),
+            Dtype::Q8 | Dtype::Q4 => Err(LoadError::Unsupported(format!(
+                "on cuda:{gpu} this version computes in f32 and bf16: take --dtype bf16, or --device cpu"
+            ))),
+        },
         // With `auto`, a GPU that is there and does not work is still worth an error: silently slow is worse.
         Err(error) => {
             Err(LoadError::Device(format!("cuda:{gpu} can't be used ({error}): check nvidia-smi, or take --device cpu")))

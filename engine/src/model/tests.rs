@@ -104,7 +104,7 @@ fn a_positions_logits_have_the_same_bits_by_any_chunking_in_any_company_with_any
 fn the_kernels_agree_with_candles_operations() {
     let pool = Pool::new(2).unwrap();
     let text = text();
-    let plain = load(Form::Plain, Isa::detect());
+    let plain = load(Form::Plain(DType::F32), Isa::detect());
     let want = Bench::new(&plain, &pool).by(&text, 19);
     for isa in Isa::all() {
         let model = load(Form::Packed(Dtype::F32), isa);
@@ -132,11 +132,13 @@ fn q8_stays_near_f32() {
 }
 
 #[test]
-fn the_plain_form_runs_on_its_device() {
-    let model = load(Form::Plain, Isa::detect());
-    let cache = model.cache(4).unwrap();
-    let crate::kv::Storage::Plain(layers) = &cache.storage else { panic!("a plain model has plain pages") };
-    assert_eq!((layers.len(), layers[0].0.dims(), layers[0].0.dtype()), (6, &[64, 256][..], DType::F32));
+fn candles_operations_in_bf16_stay_near_f32() {
+    let pool = Pool::new(2).unwrap();
+    let text = text();
+    let bench = |dtype| Bench::new(&load(Form::Plain(dtype), Isa::detect()), &pool).by(&text, 75);
+    let (f32, bf16) = (bench(DType::F32), bench(DType::BF16));
+    let worst = f32.iter().flatten().zip(bf16.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+    assert!(worst > 0.0 && worst < 0.5, "{worst}");
 }
 
 /// A small checkpoint of odd sizes, in a folder.
@@ -214,7 +216,7 @@ fn both_styles_of_names_and_a_separate_head_load_and_compute_on_odd_sizes() {
         let packed = load_from(&prefixed, Form::Packed(Dtype::F32)).unwrap();
         let logits = Bench::new(&packed, &pool).by(&text, 10);
         same(&logits, &Bench::new(&bare, &pool).by(&text, 75), "the prefix");
-        let plain = Bench::new(&load_from(&prefixed, Form::Plain).unwrap(), &pool).by(&text, 32);
+        let plain = Bench::new(&load_from(&prefixed, Form::Plain(DType::F32)).unwrap(), &pool).by(&text, 32);
         let worst = logits.iter().flatten().zip(plain.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
         assert!(worst < 2e-3, "{worst} at logits of up to {:?}", logits[0].iter().copied().reduce(f32::max));
         let q8 = load_from(&prefixed, Form::Packed(Dtype::Q8)).unwrap();
@@ -241,7 +243,7 @@ fn weights_that_are_no_numbers_are_refused_by_the_tensors_name() {
     for (prefix, name, form) in [
         ("", "wte.weight", Form::Packed(Dtype::F32)),
         ("transformer.", "transformer.h.1.attn.c_attn.weight", Form::Packed(Dtype::Q8)),
-        ("", "h.2.mlp.c_proj.bias", Form::Plain),
+        ("", "h.2.mlp.c_proj.bias", Form::Plain(DType::F32)),
         ("", "ln_f.weight", Form::Packed(Dtype::Q8)),
         ("", "wpe.weight", Form::Packed(Dtype::F32)),
         ("transformer.", "lm_head.weight", Form::Packed(Dtype::F32)),

@@ -4,7 +4,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::Dtype;
@@ -39,8 +39,8 @@ pub(crate) enum From<'a> {
 pub(crate) enum Form {
     /// Panels for the CPU's kernels; `auto` is settled matrix by matrix.
     Packed(Dtype),
-    /// candle tensors in f32.
-    Plain,
+    /// candle tensors, of f32 or bf16.
+    Plain(DType),
 }
 
 /// What a matrix is to the network.
@@ -56,7 +56,8 @@ impl Form {
     /// What a matrix of the checkpoint's `stored` form becomes.
     pub(crate) fn dtype(self, role: Role, stored: Dtype) -> Dtype {
         match self {
-            Form::Plain => Dtype::F32,
+            Form::Plain(DType::BF16) => Dtype::Bf16,
+            Form::Plain(_) => Dtype::F32,
             Form::Packed(Dtype::Auto) => stored,
             // Four bits for the vocabulary cost more quality than they save memory.
             Form::Packed(Dtype::Q4) if role == Role::Vocabulary => Dtype::Q8,
@@ -86,10 +87,20 @@ impl<'a> Weights<'a> {
         layers.into_iter().map(|layer| layer.into_inner().expect("the pool runs every task")).collect()
     }
 
-    /// A tensor in f32 on the device.
+    /// A tensor on the device: a vector in f32, because norms compute in it; a table as what activations are.
     pub(crate) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor, LoadError> {
         let values = self.take(name, dims)?.floats();
-        Tensor::from_vec(values, dims, &self.device).map_err(LoadError::Prepare)
+        let dtype = match self.form {
+            Form::Plain(dtype) if dims.len() > 1 => dtype,
+            _ => DType::F32,
+        };
+        self.on_device(values, dims, dtype)
+    }
+
+    fn on_device(&self, values: Vec<f32>, dims: &[usize], dtype: DType) -> Result<Tensor, LoadError> {
+        // Narrowed before it goes: a device that is nearly full has no room for both.
+        let tensor = Tensor::from_vec(values, dims, &Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype));
+        tensor.and_then(|tensor| tensor.to_device(&self.device)).map_err(LoadError::Prepare)
     }
 
     /// A `Conv1D`: `weight` is `[inputs, columns]`.
@@ -133,10 +144,14 @@ impl<'a> Weights<'a> {
 
     fn linear_of(&self, role: Role, matrix: Matrix<'_>, bias: Option<Vec<f32>>) -> Result<Linear, LoadError> {
         let (inputs, columns) = (matrix.inputs(), Columns::columns(&matrix));
-        if self.form == Form::Plain {
-            let weight = Tensor::from_vec(matrix.floats(), (columns, inputs), &self.device).and_then(|weight| weight.t());
-            let bias = bias.map(|bias| Tensor::from_vec(bias, columns, &self.device)).transpose();
-            return Ok(Linear::Plain { weight: weight.map_err(LoadError::Prepare)?, bias: bias.map_err(LoadError::Prepare)? });
+        if let Form::Plain(dtype) = self.form {
+            let weight = self.on_device(matrix.floats(), &[columns, inputs], dtype)?.t().map_err(LoadError::Prepare)?;
+            let bias = bias.map(|bias| self.on_device(bias, &[columns], dtype)).transpose()?;
+            self.packed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((self.form.dtype(role, Dtype::F32), weight.elem_count() as u64));
+            return Ok(Linear::Plain { weight, bias });
         }
         let dtype = self.form.dtype(role, matrix.stored());
         let weight = Packed::pack(dtype, &matrix)?;
