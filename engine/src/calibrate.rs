@@ -106,7 +106,6 @@ fn step_time(engine: &Engine, steps: &mut Receiver<Step>, series: u64, rows: u32
             stop: Vec::new(),
             ignore_eos: true,
             resume: Vec::new(),
-            alone: false,
         });
     }
     let (mut ended, mut quickest, mut last) = (0, None, None::<Instant>);

@@ -227,7 +227,6 @@ impl<B: Backend> Runner<'_, B> {
             id,
             prompt_tokens: u32::try_from(sequence.tokens.len()).unwrap_or(u32::MAX),
             tokens_max: u32::try_from(sequence.prompt_tokens + sequence.tokens_max).unwrap_or(u32::MAX),
-            alone: sequence.alone,
         };
         if self.scheduler.feed(event) {
             self.sequences.insert(id, sequence);

@@ -5,8 +5,8 @@
 //! The same events give the same plans: [`replay`] checks a recorded live run.
 //!
 //! The rules, in order: who came first joins first, as soon as a slot and all the KV pages that it can ever need are free;
-//! a sequence that must run alone waits for an empty batch, and nobody overtakes it; every running sequence whose prompt is
-//! computed decodes one token in every step; what is left of the step's budget goes to prompts, first come first served.
+//! every running sequence whose prompt is computed decodes one token in every step; what is left of the step's budget goes to
+//! prompts, first come first served.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,8 +40,6 @@ pub enum Event {
         prompt_tokens: u32,
         /// Tokens that it can grow to, prompt included.
         tokens_max: u32,
-        /// Whether it must have no neighbour.
-        alone: bool,
     },
     /// Somebody wants no more of it.
     Cancelled {
@@ -155,7 +153,6 @@ struct Waiting {
     id: SequenceId,
     prompt_tokens: u32,
     pages: u32,
-    alone: bool,
 }
 
 #[derive(Debug)]
@@ -164,7 +161,6 @@ struct Running {
     /// Prompt tokens that no plan has taken yet.
     prompt_left: u32,
     pages: u32,
-    alone: bool,
 }
 
 impl Scheduler {
@@ -189,12 +185,12 @@ impl Scheduler {
             recording.push(Record::Event(event.clone()));
         }
         match event {
-            Event::Submitted { id, prompt_tokens, tokens_max, alone } => {
+            Event::Submitted { id, prompt_tokens, tokens_max } => {
                 let pages = tokens_max.max(prompt_tokens).max(1).div_ceil(self.limits.page_tokens);
                 if self.knows(id) || pages > self.limits.pages {
                     return false;
                 }
-                self.waiting.push_back(Waiting { id, prompt_tokens: prompt_tokens.max(1), pages, alone });
+                self.waiting.push_back(Waiting { id, prompt_tokens: prompt_tokens.max(1), pages });
                 true
             }
             Event::Cancelled { id } | Event::Ended { id } => {
@@ -251,16 +247,14 @@ impl Scheduler {
     fn join(&mut self) -> Vec<SequenceId> {
         let mut joined = Vec::new();
         while let Some(next) = self.waiting.front() {
-            let crowded = self.running.len() >= self.limits.batch_max as usize
-                || self.running.iter().any(|running| running.alone)
-                || (next.alone && !self.running.is_empty());
+            let crowded = self.running.len() >= self.limits.batch_max as usize;
             // The first in line waits for its pages rather than being overtaken by smaller ones: nobody starves.
             if crowded || next.pages > self.pages_free {
                 break;
             }
-            let Waiting { id, prompt_tokens, pages, alone } = self.waiting.pop_front().expect("the front was just looked at");
+            let Waiting { id, prompt_tokens, pages } = self.waiting.pop_front().expect("the front was just looked at");
             self.pages_free -= pages;
-            self.running.push(Running { id, prompt_left: prompt_tokens, pages, alone });
+            self.running.push(Running { id, prompt_left: prompt_tokens, pages });
             joined.push(id);
         }
         joined

@@ -11,7 +11,6 @@ pub(crate) struct Sequence<L: Language> {
     pub(crate) computed: usize,
     /// Completion tokens that it may have.
     pub(crate) tokens_max: usize,
-    pub(crate) alone: bool,
     pub(crate) state: L::State,
     min_tokens: usize,
     ignore_eos: bool,
@@ -43,7 +42,6 @@ impl<L: Language> Sequence<L> {
             tokens: prompt,
             computed: 0,
             tokens_max: tokens_max as usize,
-            alone: request.alone,
             state,
             // What the client asked for: a fact about the request that shapes every token.
             min_tokens: request.min_tokens as usize,

@@ -133,8 +133,6 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
         stop: generation.stop,
         ignore_eos: generation.ignore_eos,
         resume: query.delivered.clone(),
-        // Suspects are kept apart by the root, so that nobody has to wait for an empty engine.
-        alone: false,
     })
 }
 

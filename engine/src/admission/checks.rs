@@ -96,7 +96,6 @@ mod tests {
             stop: Vec::new(),
             ignore_eos: false,
             resume: Vec::new(),
-            alone: false,
         };
         change(&mut request);
         request

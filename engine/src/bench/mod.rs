@@ -293,7 +293,6 @@ impl Bench {
                 stop: Vec::new(),
                 ignore_eos: true,
                 resume: Vec::new(),
-                alone: false,
             });
         }
         let (mut firsts, mut tokens, mut ended) = (0, 0u64, 0);

@@ -22,7 +22,6 @@ fn request(id: u64, prompt: &str) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         resume: Vec::new(),
-        alone: false,
     }
 }
 

@@ -9,11 +9,7 @@ use super::*;
 const LIMITS: Limits = Limits { batch_max: 4, step_tokens: 16, pages: 16, page_tokens: 4 };
 
 fn submitted(id: u64, prompt_tokens: u32) -> Event {
-    Event::Submitted { id: SequenceId(id), prompt_tokens, tokens_max: prompt_tokens + 1, alone: false }
-}
-
-fn alone(id: u64) -> Event {
-    Event::Submitted { id: SequenceId(id), prompt_tokens: 1, tokens_max: 2, alone: true }
+    Event::Submitted { id: SequenceId(id), prompt_tokens, tokens_max: prompt_tokens + 1 }
 }
 
 fn ended(id: u64) -> Event {
@@ -66,31 +62,16 @@ fn a_long_prompt_is_chunked_and_stalls_nobody() {
 }
 
 #[test]
-fn one_that_must_be_alone_waits_for_an_empty_batch_and_is_not_overtaken() {
-    let mut scheduler = Scheduler::new(LIMITS, None);
-    scheduler.feed(submitted(1, 1));
-    scheduler.plan();
-    scheduler.feed(alone(2));
-    scheduler.feed(submitted(3, 1));
-    assert_eq!(scheduler.plan().work, vec![decode(1)]);
-    scheduler.feed(ended(1));
-    assert_eq!(scheduler.plan().work, vec![last_chunk(2, 1)]);
-    assert_eq!(scheduler.plan().work, vec![decode(2)]);
-    scheduler.feed(ended(2));
-    assert_eq!(scheduler.plan().work, vec![last_chunk(3, 1)]);
-}
-
-#[test]
 fn nobody_joins_without_the_pages_for_its_whole_answer() {
     let mut scheduler = Scheduler::new(Limits { pages: 3, ..LIMITS }, None);
-    let big = |id| Event::Submitted { id: SequenceId(id), prompt_tokens: 1, tokens_max: 8, alone: false };
+    let big = |id| Event::Submitted { id: SequenceId(id), prompt_tokens: 1, tokens_max: 8 };
     assert!(scheduler.feed(big(1)));
     assert!(scheduler.feed(big(2)));
     assert_eq!(scheduler.plan().joined, vec![SequenceId(1)]);
     assert_eq!(scheduler.plan().joined, vec![]);
     scheduler.feed(ended(1));
     assert_eq!(scheduler.plan().joined, vec![SequenceId(2)]);
-    let hopeless = Event::Submitted { id: SequenceId(3), prompt_tokens: 1, tokens_max: 13, alone: false };
+    let hopeless = Event::Submitted { id: SequenceId(3), prompt_tokens: 1, tokens_max: 13 };
     assert!(!scheduler.feed(hopeless), "four pages never fit into three");
 }
 
@@ -109,15 +90,14 @@ fn a_cancelled_one_is_gone_wherever_it_was() {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Submit { prompt: u32, answer: u32, alone: bool },
+    Submit { prompt: u32, answer: u32 },
     Cancel(usize),
     Step,
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
-        3 => (0u32..50, 1u32..12, proptest::bool::weighted(0.1))
-            .prop_map(|(prompt, answer, alone)| Act::Submit { prompt, answer, alone }),
+        3 => (0u32..50, 1u32..12).prop_map(|(prompt, answer)| Act::Submit { prompt, answer }),
         1 => any::<prop::sample::Index>().prop_map(|index| Act::Cancel(index.index(64))),
         5 => Just(Act::Step),
     ];
@@ -139,7 +119,6 @@ struct Live {
     computed: u32,
     answer_left: u32,
     tokens_max: u32,
-    alone: bool,
     joined: bool,
 }
 
@@ -153,7 +132,6 @@ fn step(scheduler: &mut Scheduler, live: &mut BTreeMap<SequenceId, Live>, limits
     }
     let batch: Vec<_> = live.iter().filter(|(_, live)| live.joined).collect();
     assert!(batch.len() <= limits.batch_max as usize);
-    assert!(batch.len() == 1 || batch.iter().all(|(_, live)| !live.alone), "alone means alone");
     let pages: u32 = batch.iter().map(|(_, live)| live.tokens_max.div_ceil(limits.page_tokens)).sum();
     assert!(pages <= limits.pages, "KV within its budget");
     let must_decode: BTreeSet<_> = batch.iter().filter(|(_, live)| live.computed >= live.prompt).map(|(id, _)| **id).collect();
@@ -201,15 +179,15 @@ proptest! {
         let mut next = 0;
         for act in acts {
             match act {
-                Act::Submit { prompt, answer, alone } => {
+                Act::Submit { prompt, answer } => {
                     next += 1;
                     let id = SequenceId(next);
                     let prompt = prompt.max(1);
                     let tokens_max = prompt + answer;
-                    let taken = scheduler.feed(Event::Submitted { id, prompt_tokens: prompt, tokens_max, alone });
+                    let taken = scheduler.feed(Event::Submitted { id, prompt_tokens: prompt, tokens_max });
                     prop_assert_eq!(taken, tokens_max.div_ceil(limits.page_tokens) <= limits.pages);
                     if taken {
-                        live.insert(id, Live { prompt, computed: 0, answer_left: answer, tokens_max, alone, joined: false });
+                        live.insert(id, Live { prompt, computed: 0, answer_left: answer, tokens_max, joined: false });
                     }
                 }
                 Act::Cancel(index) => {

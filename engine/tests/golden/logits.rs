@@ -71,7 +71,6 @@ fn generate(model: &Arc<Model>, prompt: &[u32], count: usize) -> Vec<u32> {
         stop: Vec::new(),
         ignore_eos: true,
         resume: Vec::new(),
-        alone: false,
     });
     let mut generated = Vec::new();
     while let Some(step) = steps.blocking_recv() {

@@ -109,7 +109,7 @@ fn a_recorded_live_run_replays_to_the_same_plans() {
     let options = Options { batch_max: 3, step_tokens: 16, recording: Some(recording.clone()), ..Options::default() };
     let (engine, mut steps) = engine(Dtype::Q8, options);
     for id in 1..=8 {
-        engine.submit(Request { alone: id == 4, ..greedy(id, STORY, 4 + id as u32) });
+        engine.submit(greedy(id, STORY, 4 + id as u32));
     }
     let mut heard = Heard::default();
     heard.until(&mut steps, |heard| heard.0.contains_key(&2));
