@@ -77,6 +77,24 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
 }
 
+/// Reads `512MiB`, `2GB` or a number of bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" | "k" => 1 << 10,
+        "mib" | "m" => 1 << 20,
+        "gib" | "g" => 1 << 30,
+        _ => return Err("expected a number and its unit, like 2GB or 512MiB".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "expected a number before the unit, like 2GB".to_owned())?;
+    number.checked_mul(unit).ok_or_else(|| "that is too much".to_owned())
+}
+
 /// Checks `HOST:PORT` before anything is started, and keeps the text: names are resolved when they are used.
 pub(crate) fn address(text: &str) -> Result<String, String> {
     let expected = || "expected HOST:PORT, like 127.0.0.1:8080".to_owned();
@@ -99,6 +117,17 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         for wrong in ["", "60", "s", "-1s", "1.5s", "1 s", "99999999999999999999s", "18446744073709551615h"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = [("2GB", 2_000_000_000), ("512MiB", 512 << 20), ("512mib", 512 << 20), ("4g", 4 << 30), ("100", 100)];
+        for (text, bytes) in sizes {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GB", "1.5GB", "-1GB", "2 GB", "2TB", "99999999999999999999", "18446744073709551615GB"] {
+            assert!(size(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -40,6 +40,22 @@ pub(crate) struct Node {
     pub(crate) version: String,
     pub(crate) uptime_ms: u64,
     pub(crate) tokens: u64,
+    /// `null` where nothing is inferred.
+    pub(crate) kv: Option<Kv>,
+}
+
+/// How a node's engine uses its KV memory.
+#[derive(Debug, Serialize)]
+pub(crate) struct Kv {
+    pages: u32,
+    pages_held: u32,
+    pages_cached: u32,
+    pages_evicted: u64,
+    tokens_looked_up: u64,
+    tokens_reused: u64,
+    preemptions: u64,
+    tokens_drafted: u64,
+    tokens_accepted: u64,
 }
 
 impl Node {
@@ -74,6 +90,17 @@ impl Node {
             version: status.version.clone(),
             uptime_ms: status.uptime_ms,
             tokens: status.tokens,
+            kv: status.kv.as_ref().map(|kv| Kv {
+                pages: kv.pages,
+                pages_held: kv.pages_held,
+                pages_cached: kv.pages_cached,
+                pages_evicted: kv.pages_evicted,
+                tokens_looked_up: kv.tokens_looked_up,
+                tokens_reused: kv.tokens_reused,
+                preemptions: kv.preemptions,
+                tokens_drafted: kv.tokens_drafted,
+                tokens_accepted: kv.tokens_accepted,
+            }),
         }
     }
 }
@@ -172,9 +199,27 @@ pub(crate) fn card(status: &NodeStatus) -> String {
         rows.push(("device", or(&status.device, "none")));
         rows.push(("tokens", status.tokens.to_string()));
     }
+    if let Some(kv) = &status.kv {
+        let evicted = kv.pages_evicted;
+        rows.push((
+            "kv pages",
+            format!("{} held, {} cached, of {}; {evicted} evicted", kv.pages_held, kv.pages_cached, kv.pages),
+        ));
+        let reused = share(kv.tokens_reused, kv.tokens_looked_up);
+        rows.push(("reused", format!("{reused} tokens that queries came with")));
+        rows.push(("preempted", kv.preemptions.to_string()));
+        rows.push(("drafts", format!("{} tokens right", share(kv.tokens_accepted, kv.tokens_drafted))));
+    }
     rows.push(("routing", status.routing.clone()));
     rows.push(("version", format!("{}, up {}", status.version, uptime(status.uptime_ms))));
     table(&rows.into_iter().map(|(label, fact)| vec![label.to_owned(), fact]).collect::<Vec<_>>())
+}
+
+fn share(part: u64, whole: u64) -> String {
+    match whole {
+        0 => "0 of 0".to_owned(),
+        _ => format!("{part} of {whole} ({:.0} %)", part as f64 / whole as f64 * 100.0),
+    }
 }
 
 fn busy(status: &NodeStatus) -> String {
@@ -204,7 +249,7 @@ pub(crate) fn decision(decision: &banyan_proto::v1::Decision) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use banyan_proto::v1::ChildStatus;
+    use banyan_proto::v1::{ChildStatus, Kv as KvOfWire};
 
     use super::*;
 
@@ -235,6 +280,14 @@ mod tests {
             routing: "round-robin".into(),
             version: "0.1.0".into(),
             uptime_ms: 61_000,
+            kv: (!root).then(|| KvOfWire {
+                pages: 64,
+                pages_held: 3,
+                pages_cached: 20,
+                tokens_looked_up: 300,
+                tokens_reused: 200,
+                ..KvOfWire::default()
+            }),
             ..NodeStatus::default()
         };
         TreeView { status: Some(status), children, silent: false }
@@ -280,21 +333,25 @@ root       ready   -        0 waiting  -       127.0.0.1:7600
     #[test]
     fn a_card_shows_a_fact_a_line() {
         let expected = "\
-name      a (node of tree main, cluster default)
-registry  http://127.0.0.1:2379
-address   127.0.0.1:7600
-parent    root
-way up    root
-children  b (room 2, sent 7), c (room 2, sent 7)
-state     busy
-running   2 of 2 (busy at 2)
-queued    0
-room      0 in the whole subtree
-models    tiny
-device    cpu
-tokens    0
-routing   round-robin
-version   0.1.0, up 1 min 1 s
+name       a (node of tree main, cluster default)
+registry   http://127.0.0.1:2379
+address    127.0.0.1:7600
+parent     root
+way up     root
+children   b (room 2, sent 7), c (room 2, sent 7)
+state      busy
+running    2 of 2 (busy at 2)
+queued     0
+room       0 in the whole subtree
+models     tiny
+device     cpu
+tokens     0
+kv pages   3 held, 20 cached, of 64; 0 evicted
+reused     200 of 300 (67 %) tokens that queries came with
+preempted  0
+drafts     0 of 0 tokens right
+routing    round-robin
+version    0.1.0, up 1 min 1 s
 ";
         assert_eq!(card(grove().children[0].status.as_ref().unwrap()), expected);
     }
@@ -305,7 +362,7 @@ version   0.1.0, up 1 min 1 s
         status.attached = "root".into();
         status.registered = false;
         let card = card(&status);
-        assert!(card.contains("parent    a (attached to root at the moment)\n"), "{card}");
+        assert!(card.contains("parent     a (attached to root at the moment)\n"), "{card}");
         assert!(card.contains("(not registered at the moment)\n"), "{card}");
     }
 }

@@ -33,9 +33,10 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Finds and loads the model; blocks for as long as the download and the disk take.
-    pub(crate) fn load(&self) -> Result<Model, Failure> {
-        let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype };
+    /// Finds and loads the model, where it fits into memory beside that much KV; blocks for as long as the download and the disk
+    /// take.
+    pub(crate) fn load(&self, kv_memory: Option<u64>) -> Result<Model, Failure> {
+        let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype, kv_memory };
         Ok(Model::load(&find(self.model.as_deref())?, &options, &Progress::stderr()).map_err(anyhow::Error::new)?)
     }
 }
@@ -64,6 +65,14 @@ pub(crate) struct InferenceArgs {
     /// CPU threads of each engine; by default the nodes of a process divide the cores.
     #[arg(long, env = "BANYAN_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Memory for the KV of an engine's sequences, such as 2GB or 512MiB; by default the engines of a process take a quarter of
+    /// what is available, or less where the whole batch needs no more.
+    #[arg(long, env = "BANYAN_KV_MEMORY", value_name = "SIZE", value_parser = args::size)]
+    kv_memory: Option<u64>,
+    /// Whether to guess at tokens that follow, and check the guesses in the same step: `auto` does where it pays. The text is the
+    /// same.
+    #[arg(long, env = "BANYAN_SPECULATE", value_enum, value_name = "WHEN", default_value = "auto")]
+    speculate: Speculate,
     /// How a busy node picks a child: round-robin, classic, weighted or least-busy.
     #[arg(long, env = "BANYAN_ROUTING", value_name = "HOW", default_value = "round-robin")]
     pub(crate) routing: Routing,
@@ -76,6 +85,12 @@ pub(crate) struct InferenceArgs {
 enum Kind {
     Local,
     Fake,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Speculate {
+    Off,
+    Auto,
 }
 
 /// What engines are made of: read once, and shared by all of a process.
@@ -102,7 +117,7 @@ impl InferenceArgs {
         }
         let args = self.clone();
         let loading = tokio::task::spawn_blocking(move || {
-            let model = Arc::new(args.model.load()?);
+            let model = Arc::new(args.model.load(args.kv_memory)?);
             let measures = args.batch == Sequences::Auto || args.busy_at == Sequences::Auto;
             let measured = measures.then(|| calibrate(&model, &args.options(0, nodes))).transpose();
             Ok::<_, Failure>(Weights::Local { calibration: measured.map_err(anyhow::Error::new)?, model })
@@ -113,7 +128,8 @@ impl InferenceArgs {
     /// Of the node `index` of the `nodes` in this process.
     fn options(&self, index: usize, nodes: usize) -> Options {
         let threads = self.threads.map_or_else(|| threads::share(index, nodes), usize::from);
-        Options { threads: Some(threads), ..Options::default() }
+        let speculate = self.speculate == Speculate::Auto;
+        Options { threads: Some(threads), kv_memory: self.kv_memory, engines: nodes, speculate, ..Options::default() }
     }
 
     /// With how many sequences a node is busy; `None`: with as many as it batches.
@@ -137,7 +153,13 @@ impl InferenceArgs {
                 let defaults = fake::Options::default();
                 let batch_max = self.batch.given().unwrap_or(defaults.batch_max);
                 let model = self.model.model.clone().unwrap_or_else(|| defaults.model.clone());
-                Ok(Engine::fake(fake::Options { model, batch_max, token_time: self.token_time, ..defaults }))
+                Ok(Engine::fake(fake::Options {
+                    model,
+                    batch_max,
+                    token_time: self.token_time,
+                    speculate: self.speculate == Speculate::Auto,
+                    ..defaults
+                }))
             }
         }
     }

@@ -24,6 +24,8 @@ const MESSAGE_BYTES: usize = 64;
 /// whole answer.
 pub(crate) struct Admitted<L: Language> {
     pub(crate) sequence: Sequence<L>,
+    /// Its prompt's, and those of an earlier attempt.
+    pub(crate) tokens: Vec<u32>,
     pub(crate) end: Option<End>,
 }
 
@@ -38,17 +40,19 @@ fn admit_or_panic<L: Language>(language: &L, request: &Request) -> Result<Admitt
     let reading = language.read(request)?;
     let tokens_max = room(language.context(), reading.tokens.len(), request.max_tokens)?;
     let state = language.begin(request, &reading);
-    let mut sequence = Sequence::new(request, reading.tokens, tokens_max, state);
+    let mut sequence = Sequence::new(request, reading.tokens.len(), tokens_max, state);
+    let mut tokens = reading.tokens;
     let mut end = (tokens_max == 0).then_some(End::Whole(FinishReason::Length));
     for &token in &request.resume {
         if end.is_some() {
             break;
         }
         // The text of these tokens went out with the earlier attempt.
+        tokens.push(token);
         (_, end) = sequence.take(language, token);
         language.accept(&mut sequence.state, token);
     }
-    Ok(Admitted { sequence, end })
+    Ok(Admitted { sequence, tokens, end })
 }
 
 /// How much there is to read in a request, about: bytes of text, and a byte for each token.

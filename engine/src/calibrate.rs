@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::Receiver;
 use tracing::info;
 
-use crate::{Engine, Model, Options, Output, Prompt, Request, Sampling, SequenceId, StartError, Step, kv};
+use crate::room::{Room, room};
+use crate::{Engine, Model, Options, Output, Prompt, Request, Sampling, SequenceId, StartError, Step, kv, memory};
 
 /// How long to measure. The size that is being measured is measured to its end, so a large model takes two of its steps more.
 const BUDGET: Duration = Duration::from_millis(200);
@@ -38,10 +39,12 @@ pub struct Calibration {
 
 /// Measures steps of 1, 2, 4, … sequences with these options, whose `batch_max` is not looked at.
 pub fn calibrate(model: &Arc<Model>, options: &Options) -> Result<Calibration, StartError> {
-    let pages = kv::pages(model.kv_shape(), model.kv_dtype(), BATCH_MOST, options.kv_tokens)?;
-    let usual = model.kv_shape().context.min(USUAL_TOKENS).div_ceil(kv::PAGE_TOKENS);
+    let (shape, page_bytes) = (model.kv_shape(), model.page_bytes());
+    let Room { pages, context } =
+        room(shape.context, page_bytes, BATCH_MOST, options.kv_memory, options.engines, memory::available())?;
+    let usual = context.min(USUAL_TOKENS).div_ceil(kv::PAGE_TOKENS);
     let fit = (pages / usual).clamp(1, BATCH_MOST);
-    let (engine, mut steps) = Engine::start(Arc::clone(model), Options { batch_max: fit, ..options.clone() })?;
+    let (engine, mut steps) = Engine::start(Arc::clone(model), Options { batch_max: fit, speculate: false, ..options.clone() })?;
     let begun = Instant::now();
     // The first step of all is slow: threads start and pages are touched.
     step_time(&engine, &mut steps, 0, 1);

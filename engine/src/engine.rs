@@ -4,14 +4,15 @@ use std::sync::{Arc, mpsc as commands};
 use std::thread;
 
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admission::Admissions;
 use crate::kernels::Pool;
-use crate::local::Local;
-use crate::runner::{self, Backend, Command, STEPS_WAITING};
-use crate::scheduler::{Limits, Recording, Scheduler};
-use crate::{Model, Profile, Request, SequenceId, Step, fake, kv, threads};
+use crate::local::{Local, Served};
+use crate::room::{Room, room};
+use crate::runner::{self, Backend, Command, Outlets, STEPS_WAITING};
+use crate::scheduler::{Limits, Recording, Scheduler, Stats};
+use crate::{KvMemory, Model, Profile, Request, SequenceId, Step, fake, kv, memory, threads};
 
 /// What an engine serves, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +46,13 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Tokens that go through the model in one step: what a long prompt may delay the other sequences by.
     pub step_tokens: u32,
-    /// Tokens whose KV may be held; `None`: whole contexts for the whole batch, as far as a quarter of the free memory goes.
-    pub kv_tokens: Option<u64>,
+    /// Bytes for KV; `None`: whole contexts for the whole batch, as far as a quarter of the available memory goes. Where a whole
+    /// context does not fit, a shorter one is served.
+    pub kv_memory: Option<u64>,
+    /// Engines of this process, which divide that quarter.
+    pub engines: usize,
+    /// Whether to guess at the tokens that follow where a step has time to check the guesses. Changes no text.
+    pub speculate: bool,
     /// Keeps what the scheduler was told and what it planned.
     pub recording: Option<Recording>,
     /// Notes where the steps' time goes.
@@ -57,7 +63,16 @@ impl Default for Options {
     fn default() -> Options {
         // 64 rows are where the arithmetic of a step, not the weights' bytes, takes the time; 256 tokens take some tens of
         // milliseconds on two cores.
-        Options { batch_max: 64, threads: None, step_tokens: 256, kv_tokens: None, recording: None, profile: None }
+        Options {
+            batch_max: 64,
+            threads: None,
+            step_tokens: 256,
+            kv_memory: None,
+            engines: 1,
+            speculate: true,
+            recording: None,
+            profile: None,
+        }
     }
 }
 
@@ -68,18 +83,8 @@ pub enum StartError {
     #[error("{0}")]
     Option(String),
     /// Not even one sequence would fit.
-    #[error(
-        "the KV memory holds {tokens} tokens and one sequence of this model can need {context}: \
-         raise the KV budget, or free memory ({megabytes} MB are needed for one sequence)"
-    )]
-    KvMemory {
-        /// That would fit.
-        tokens: u64,
-        /// Of one sequence.
-        context: u32,
-        /// One sequence's KV.
-        megabytes: u64,
-    },
+    #[error(transparent)]
+    KvMemory(#[from] KvMemory),
     /// The device has no room.
     #[error("failed to set the KV memory up on the device")]
     Device(#[source] candle_core::Error),
@@ -100,6 +105,7 @@ struct Shared {
     /// Unbounded, so that `submit` never blocks: the node bounds what it submits, and a command is small.
     commands: commands::Sender<Command>,
     stop: watch::Sender<bool>,
+    stats: watch::Receiver<Stats>,
     /// Closed when the engine's threads have ended.
     ended: watch::Receiver<()>,
 }
@@ -120,17 +126,25 @@ impl Engine {
             return Err(StartError::Option("an engine needs room for at least one sequence: set batch_max to 1 or more".into()));
         }
         let threads = options.threads.unwrap_or_else(threads::available);
-        let pages = kv::pages(model.kv_shape(), model.kv_dtype(), batch_max, options.kv_tokens)?;
+        let (whole, page_bytes) = (model.kv_shape().context, model.page_bytes());
+        let Room { pages, context } =
+            room(whole, page_bytes, batch_max, options.kv_memory, options.engines, memory::available())?;
         let cache = model.cache(pages).map_err(StartError::Device)?;
         let pool = Pool::new(threads).map_err(StartError::Thread)?;
         // Every decoding sequence gets its token in every step, and prompts still progress.
         let step_tokens = options.step_tokens.max(batch_max.saturating_add(1));
-        let limits = Limits { batch_max, step_tokens, pages, page_tokens: kv::PAGE_TOKENS };
+        // Elsewhere a row's bits depend on how many are computed together, and a guess could change the text.
+        let speculate = options.speculate && model.is_exact();
+        let limits = Limits { batch_max, step_tokens, pages, page_tokens: kv::PAGE_TOKENS, speculate };
         let scheduler = Scheduler::new(limits, options.recording);
-        let info = model.info(batch_max);
-        info!(model = info.model, dtype = info.dtype, device = info.device, threads, pages, "the engine starts");
+        let info = Info { context, ..model.info(batch_max) };
+        let kv_bytes = u64::from(pages) * page_bytes;
+        info!(model = info.model, dtype = info.dtype, device = info.device, threads, pages, kv_bytes, "the engine starts");
+        if context < whole {
+            warn!(context, of = whole, "the KV memory holds no whole context, so a shorter one is served");
+        }
         let backend = Local::new(Arc::clone(&model), cache, pool, options.profile);
-        spawn(info, backend, model, scheduler, watch::channel(false).0).map_err(StartError::Thread)
+        spawn(info, backend, Arc::new(Served { model, context }), scheduler, watch::channel(false).0).map_err(StartError::Thread)
     }
 
     /// Starts an engine without weights: the same handle, channel, scheduler and batching, and a text from nowhere.
@@ -153,7 +167,13 @@ impl Engine {
         &self.shared.info
     }
 
-    /// Adds a sequence. Never blocks: prompts are read on a thread of the engine's. The caller bounds how many it submits. After `stop`, nothing comes of it.
+    /// How its memory is used, and what was reused and given up since its start.
+    pub fn stats(&self) -> Stats {
+        *self.shared.stats.borrow()
+    }
+
+    /// Adds a sequence. Never blocks: prompts are read on a thread of the engine's. The caller bounds how many it submits. After
+    /// `stop`, nothing comes of it.
     pub fn submit(&self, request: Request) {
         // A stopped engine says nothing more about anything: its channel of steps is closed, which the caller sees.
         let _ = self.shared.commands.send(Command::Submit(Box::new(request)));
@@ -185,17 +205,25 @@ fn spawn<B: Backend + Send + 'static>(
     let (step, steps) = mpsc::channel(STEPS_WAITING);
     let (alive, ended) = watch::channel(());
     let stopping = stop.subscribe();
+    let (stats_now, stats) = watch::channel(scheduler.stats());
     let bell = command.clone();
     let admissions = Admissions::start(Arc::clone(&language), move || {
         // An engine that has ended hears no more of it.
         let _ = bell.send(Command::Admitted);
     })?;
     thread::Builder::new().name("engine".into()).spawn(move || {
-        runner::run(backend, &*language, admissions, scheduler, &commands, step, stopping);
+        runner::run(
+            backend,
+            &*language,
+            admissions,
+            scheduler,
+            &commands,
+            Outlets { steps: step, stats: stats_now, stop: stopping },
+        );
         drop(language);
         drop(alive);
     })?;
-    Ok((Engine { shared: Arc::new(Shared { info, commands: command, stop, ended }) }, steps))
+    Ok((Engine { shared: Arc::new(Shared { info, commands: command, stop, stats, ended }) }, steps))
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::KvMemory;
+
 /// Why a model can't be loaded from its files.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -107,6 +109,9 @@ pub enum LoadError {
     /// The model needs more memory than there is.
     #[error("{0}")]
     TooLarge(String),
+    /// The memory that was set aside for keys and values serves nobody.
+    #[error(transparent)]
+    KvMemory(#[from] KvMemory),
     /// A computation failed while the weights were brought into place.
     #[error("failed to prepare the weights")]
     Prepare(#[source] candle_core::Error),

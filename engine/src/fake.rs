@@ -2,7 +2,7 @@
 //!
 //! It runs under the real scheduler and the real runner; only tokens and time are made up. The text is a function of
 //! prompt, seed and position, so that a resumed answer goes on exactly. Prompts may carry markers, for tests:
-//! `[[count N]]` answers with the numbers from 1 to N, `[[fail]]` makes the step fail that computes the prompt, `[[panic]]`
+//! `[[count N]]` answers with the numbers from 1 to N, `[[loop N]]` with N numbers that begin again after four, `[[fail]]` makes the step fail that computes the prompt, `[[panic]]`
 //! makes it panic, and `[[abort]]` ends the whole process with it.
 
 use std::borrow::Cow;
@@ -65,6 +65,10 @@ pub struct Options {
     pub context: u32,
     /// Prompt tokens in one step.
     pub step_tokens: u32,
+    /// KV pages; `None`: whole contexts for the whole batch.
+    pub pages: Option<u32>,
+    /// Whether to guess at the tokens that follow.
+    pub speculate: bool,
     /// Keeps what the scheduler was told and what it planned.
     pub recording: Option<Recording>,
 }
@@ -79,23 +83,30 @@ impl Default for Options {
             tokens_default: 32,
             context: 4096,
             step_tokens: 256,
+            pages: None,
+            speculate: true,
             recording: None,
         }
     }
 }
 
 impl Options {
+    /// Tokens that a sequence can have.
+    fn context(&self) -> u32 {
+        self.context.min(self.pages.map_or(u32::MAX, |pages| pages.saturating_mul(PAGE_TOKENS)))
+    }
+
     pub(crate) fn limits(&self) -> Limits {
         let batch_max = self.batch_max.max(1);
-        let pages = self.context.div_ceil(PAGE_TOKENS).saturating_mul(batch_max);
+        let pages = self.pages.unwrap_or_else(|| self.context.div_ceil(PAGE_TOKENS).saturating_mul(batch_max));
         let step_tokens = self.step_tokens.max(batch_max.saturating_add(1));
-        Limits { batch_max, step_tokens, pages, page_tokens: PAGE_TOKENS }
+        Limits { batch_max, step_tokens, pages, page_tokens: PAGE_TOKENS, speculate: self.speculate }
     }
 
     pub(crate) fn info(&self) -> Info {
         Info {
             model: self.model.clone(),
-            context: self.context,
+            context: self.context(),
             chat: true,
             device: "fake".into(),
             dtype: "none".into(),
@@ -116,7 +127,7 @@ pub(crate) struct Words {
 
 impl Words {
     pub(crate) fn new(options: &Options) -> Words {
-        Words { context: options.context, tokens_default: options.tokens_default }
+        Words { context: options.context(), tokens_default: options.tokens_default }
     }
 }
 
@@ -135,10 +146,19 @@ pub(crate) struct State {
     length: u32,
     /// How many tokens the prompt has.
     prompt_tokens: usize,
-    counts: bool,
+    says: Says,
     logprobs: bool,
     failpoint: Option<Failpoint>,
     text: Text,
+}
+
+/// What an answer consists of.
+#[derive(Clone, Copy)]
+enum Says {
+    Words,
+    Numbers,
+    /// 1 2 3 4 1 2 3 4 …
+    Loop,
 }
 
 #[derive(Clone, Copy)]
@@ -210,15 +230,18 @@ impl Language for Words {
     fn begin(&self, request: &Request, reading: &Reading<'_>) -> State {
         let Reading { text, tokens, .. } = reading;
         let ids: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        let count = marker(text, "[[count ").and_then(|rest| rest.split("]]").next()?.trim().parse::<u32>().ok());
+        let count = |name| marker(text, name).and_then(|rest| rest.split("]]").next()?.trim().parse::<u32>().ok());
+        let counted = count("[[count ").map(|count| (Says::Numbers, count));
+        let (says, length) =
+            counted.or_else(|| Some((Says::Loop, count("[[loop ")?))).unwrap_or((Says::Words, self.tokens_default));
         let failpoint = [("[[fail]]", Failpoint::Fail), ("[[panic]]", Failpoint::Panic), ("[[abort]]", Failpoint::Abort)]
             .into_iter()
             .find_map(|(marker, failpoint)| text.contains(marker).then_some(failpoint));
         State {
             key: hash(&[text.as_bytes(), &ids, &request.sampling.seed.to_le_bytes()]),
-            length: count.unwrap_or(self.tokens_default),
+            length,
             prompt_tokens: tokens.len(),
-            counts: count.is_some(),
+            says,
             logprobs: request.sampling.logprobs.is_some(),
             failpoint,
             text: Text::new(request.stop.clone()),
@@ -259,17 +282,24 @@ impl Backend for Fake {
         }
         Ok(items
             .iter()
-            .map(|item| if item.samples { Outcome::Drawn(item.state.draw(item.tokens.len())) } else { Outcome::Computed })
+            .map(
+                |item| {
+                    if item.samples { Outcome::Drawn(item.state.draw(item.tokens.len(), item.draft)) } else { Outcome::Computed }
+                },
+            )
             .collect())
     }
-
-    fn release(&mut self, _: &mut State) {}
 }
 
 impl State {
-    /// What comes behind so many tokens of prompt and answer.
-    fn draw(&self, tokens: usize) -> Drawn {
+    /// What comes behind so many tokens of prompt and answer, and behind each guess that is right.
+    fn draw(&self, tokens: usize, draft: &[u32]) -> Vec<Drawn> {
         let position = u32::try_from(tokens - self.prompt_tokens).unwrap_or(u32::MAX);
+        let right = (position..).zip(draft).take_while(|(position, token)| self.token(*position) == **token).count();
+        (position..).take(right + 1).map(|position| self.drawn(position)).collect()
+    }
+
+    fn drawn(&self, position: u32) -> Drawn {
         let token = self.token(position);
         let logprob = self.logprobs.then(|| TokenLogprob {
             token,
@@ -285,8 +315,10 @@ impl State {
         if position == self.length {
             return END;
         }
-        if self.counts {
-            return NUMBERS + (position + 1) % (VOCABULARY - NUMBERS);
+        match self.says {
+            Says::Words => {}
+            Says::Numbers => return NUMBERS + (position + 1) % (VOCABULARY - NUMBERS),
+            Says::Loop => return NUMBERS + 1 + position % 4,
         }
         let random = hash(&[&self.key.to_le_bytes(), &position.to_le_bytes()]) as u32;
         // Sentences of six tokens: opener, noun, verb, "the", noun, full stop.

@@ -1,10 +1,11 @@
 //! The model behind the runner: requests to tokens, tokens to logits, logits to tokens, tokens to text.
 
 use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::kernels::{Pool, Segment};
-use crate::kv::{Cache, Pages};
+use crate::kv::Storage;
 use crate::language::{Language, Reading};
 use crate::profile::{self, Arithmetic, Part, Profiler, Shape, Work};
 use crate::runner::{Backend, Drawn, Item, Outcome};
@@ -14,9 +15,16 @@ use crate::{Model, Profile, Prompt, Refusal, Request, Sampled, Sampler, TextStre
 /// One engine's part: the weights are shared, the KV pages and the threads are its own.
 pub(crate) struct Local {
     model: Arc<Model>,
-    cache: Cache,
+    cache: Storage,
     pool: Pool,
     profiler: Option<Profiler>,
+}
+
+/// A model, with as much context as there is KV memory for.
+pub(crate) struct Served {
+    pub(crate) model: Arc<Model>,
+    /// Tokens of a prompt and its answer together.
+    pub(crate) context: u32,
 }
 
 /// What a sequence needs between steps.
@@ -24,76 +32,79 @@ pub(crate) struct State {
     prompt_tokens: usize,
     sampler: Sampler,
     text: TextStream,
-    pages: Pages,
 }
 
-/// One row's part in sampling.
+/// One sequence's part in sampling.
 struct Draw<'a> {
+    /// Of the first token to draw, in the answer.
     position: u32,
     sampler: &'a mut Sampler,
+    draft: &'a [u32],
+    /// A row for the token behind what is known, and one behind each guess.
     logits: &'a mut [f32],
-    /// The token, or why there is none.
-    sampled: Option<Result<Sampled, String>>,
+    vocabulary: usize,
+    /// The tokens, or why there are none.
+    sampled: Option<Result<Vec<Sampled>, String>>,
 }
 
 impl Local {
-    pub(crate) fn new(model: Arc<Model>, cache: Cache, pool: Pool, profile: Option<Profile>) -> Local {
+    pub(crate) fn new(model: Arc<Model>, cache: Storage, pool: Pool, profile: Option<Profile>) -> Local {
         Local { model, cache, pool, profiler: profile.map(Profiler::new) }
     }
 
-    /// The logits of each item that samples, one after the other.
-    fn forward(&mut self, items: &mut [Item<'_, State>]) -> candle_core::Result<Vec<f32>> {
-        for item in items.iter_mut() {
-            self.cache.grow(&mut item.state.pages, item.computed + item.count)?;
-        }
+    /// The logits of each item that samples, one after the other: behind its last token, and behind each guess.
+    fn forward(&mut self, items: &[Item<'_, State>]) -> candle_core::Result<Vec<f32>> {
         let mut tokens = Vec::new();
         let mut segments = Vec::with_capacity(items.len());
         let mut samples = Vec::new();
-        for item in items.iter() {
-            let segment = Segment { row: tokens.len(), rows: item.count, position: item.computed, pages: &item.state.pages.0 };
+        for item in items {
+            let rows = item.count + item.draft.len();
+            let segment = Segment { row: tokens.len(), rows, position: item.computed, pages: item.pages };
             tokens.extend_from_slice(&item.tokens[item.computed..item.computed + item.count]);
+            tokens.extend_from_slice(item.draft);
             if item.samples {
-                samples.push(tokens.len() as u32 - 1);
+                let end = tokens.len() as u32;
+                samples.extend(end - 1 - item.draft.len() as u32..end);
             }
             segments.push(segment);
         }
-        self.model.network.forward(self.model.compute(&self.pool), &mut self.cache.storage, &tokens, &segments, &samples)
+        self.model.network.forward(self.model.compute(&self.pool), &mut self.cache, &tokens, &segments, &samples)
     }
 }
 
-impl Language for Model {
+impl Language for Served {
     type State = State;
 
     fn context(&self) -> u32 {
-        self.kv_shape().context
+        self.context
     }
 
     fn vocabulary(&self) -> usize {
-        self.config.vocabulary()
+        self.model.config.vocabulary()
     }
 
     fn read<'a>(&self, request: &'a Request) -> Result<Reading<'a>, Refusal> {
-        let context = self.kv_shape().context;
-        let extent = admission::Extent::new(context, self.tokenizer.token_bytes_max(), request.max_tokens);
+        let Served { model, context } = self;
+        let extent = admission::Extent::new(*context, model.tokenizer.token_bytes_max(), request.max_tokens);
         let (text, stop) = match &request.prompt {
             Prompt::Text(text) => (Cow::Borrowed(text.as_str()), Vec::new()),
             Prompt::Chat(messages) => {
                 extent.check_chat(messages)?;
-                let rendered = self.template.render_within(messages, extent.bytes_max())?;
+                let rendered = model.template.render_within(messages, extent.bytes_max())?;
                 let rendered = rendered.ok_or_else(|| extent.too_long())?;
                 (Cow::Owned(rendered.text), rendered.stop)
             }
             Prompt::Tokens(tokens) => {
-                admission::room(context, tokens.len(), request.max_tokens)?;
+                admission::room(*context, tokens.len(), request.max_tokens)?;
                 admission::check_prompt(tokens, self.vocabulary())?;
-                return Ok(Reading { text: Cow::Borrowed(""), tokens: self.or_begin(tokens.clone()), stop: Vec::new() });
+                return Ok(Reading { text: Cow::Borrowed(""), tokens: model.or_begin(tokens.clone()), stop: Vec::new() });
             }
         };
         extent.check_text(text.len())?;
         // A template writes the beginning of the text itself.
-        let rendered = self.template.own() && matches!(request.prompt, Prompt::Chat(_));
-        let tokens = if rendered { self.tokenizer.encode_rendered(&text) } else { self.tokenizer.encode(&text) };
-        let tokens = self.or_begin(tokens);
+        let rendered = model.template.own() && matches!(request.prompt, Prompt::Chat(_));
+        let tokens = if rendered { model.tokenizer.encode_rendered(&text) } else { model.tokenizer.encode(&text) };
+        let tokens = model.or_begin(tokens);
         Ok(Reading { text, tokens, stop })
     }
 
@@ -102,8 +113,7 @@ impl Language for Model {
         State {
             prompt_tokens: reading.tokens.len(),
             sampler: Sampler::new(&request.sampling, &reading.tokens),
-            text: TextStream::new(Arc::clone(&self.tokenizer), stop),
-            pages: Pages::default(),
+            text: TextStream::new(Arc::clone(&self.model.tokenizer), stop),
         }
     }
 
@@ -112,7 +122,7 @@ impl Language for Model {
     }
 
     fn is_end(&self, token: u32) -> bool {
-        self.tokenizer.eos().contains(&token)
+        self.model.tokenizer.eos().contains(&token)
     }
 
     fn push(&self, state: &mut State, token: u32, stops_count: bool) -> (String, bool) {
@@ -136,21 +146,18 @@ impl Model {
 }
 
 impl Backend for Local {
-    type Language = Model;
+    type Language = Served;
 
     fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
         let begun = self.profiler.as_ref().and_then(Profiler::begin);
-        let shape =
-            Shape { rows: items.iter().map(|item| item.count).sum(), samples: items.iter().filter(|item| item.samples).count() };
+        let rows = |item: &Item<'_, State>| item.count + item.draft.len();
+        let samples = |item: &Item<'_, State>| if item.samples { 1 + item.draft.len() } else { 0 };
+        let shape = Shape { rows: items.iter().map(rows).sum(), samples: items.iter().map(samples).sum() };
         let outcomes = self.pass(items);
         if let (Some(profiler), Some(begun)) = (&mut self.profiler, begun) {
             profiler.end(shape, begun);
         }
         outcomes
-    }
-
-    fn release(&mut self, state: &mut State) {
-        self.cache.release(std::mem::take(&mut state.pages));
     }
 }
 
@@ -158,32 +165,38 @@ impl Local {
     /// In a frame of its own: tests/instructions counts what happens in it.
     #[inline(never)]
     fn pass(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
-        let vocabulary = self.model.vocabulary();
+        let vocabulary = self.model.config.vocabulary();
         let mut logits = self.forward(items).map_err(|error| error.to_string())?;
         let _span = profile::span(|| {
             let logits = logits.len() as u64;
             (Part::Sampling, Work { bytes: 4 * logits, operations: 2 * logits, arithmetic: Arithmetic::F32 })
         });
-        // Drawing from 50,000 logits takes tens of microseconds, and rows are independent: each is a task.
-        let mut rows = logits.chunks_exact_mut(vocabulary);
+        // Drawing from 50,000 logits takes tens of microseconds, and sequences are independent: each is a task.
+        let mut rest = &mut logits[..];
         let draws: Vec<Mutex<Draw<'_>>> = items
             .iter_mut()
             .filter(|item| item.samples)
             .map(|item| {
                 let position = (item.tokens.len() - item.state.prompt_tokens) as u32;
-                let logits = rows.next().expect("a row of logits for each item that samples");
-                Mutex::new(Draw { position, sampler: &mut item.state.sampler, logits, sampled: None })
+                let (logits, others) = std::mem::take(&mut rest).split_at_mut((1 + item.draft.len()) * vocabulary);
+                rest = others;
+                let (sampler, draft) = (&mut item.state.sampler, item.draft);
+                Mutex::new(Draw { position, sampler, draft, logits, vocabulary, sampled: None })
             })
             .collect();
         self.pool.run(draws.len(), &|draw| {
             // Nobody else has this task, so the lock is free; it is there for the compiler.
-            draws[draw].lock().unwrap_or_else(PoisonError::into_inner).draw();
+            let mut draw = draws[draw].lock().unwrap_or_else(PoisonError::into_inner);
+            // The others' samplers have moved on, so the step can't be tried again.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| draw.draw())) {
+                draw.sampled = Some(Err(admission::panic_text(panic.as_ref())));
+            }
         });
         let sampled: Vec<_> =
             draws.into_iter().map(|draw| draw.into_inner().unwrap_or_else(PoisonError::into_inner).sampled).collect();
         let mut sampled = sampled.into_iter();
         let outcome = |item: &Item<'_, State>| match if item.samples { sampled.next().flatten() } else { None } {
-            Some(Ok(sampled)) => Outcome::Drawn(self.drawn(sampled)),
+            Some(Ok(sampled)) => Outcome::Drawn(sampled.into_iter().map(|sampled| self.drawn(sampled)).collect()),
             Some(Err(cause)) => Outcome::Failed(cause),
             None => Outcome::Computed,
         };
@@ -203,16 +216,26 @@ impl Local {
 }
 
 impl Draw<'_> {
-    /// Draws, unless the logits are no numbers to draw by: any token would then be a lie.
+    /// Draws token by token, as a step for each would, until one is not the one that was guessed. Where the logits are no
+    /// numbers to draw by, any token would be a lie.
     fn draw(&mut self) {
-        self.sampled = Some(if let Some(peaks) = Peaks::new(self.logits) {
-            Ok(self.sampler.sample_among(self.position, self.logits, peaks))
-        } else {
-            let (broken, all) = (self.logits.iter().filter(|logit| !logit.is_finite()).count(), self.logits.len());
-            Err(format!(
-                "{broken} of the model's {all} logits are not finite: its weights are damaged, or too large for f32; fetch the \
-                 checkpoint again, or serve another one"
-            ))
-        });
+        let mut sampled: Vec<Sampled> = Vec::with_capacity(1 + self.draft.len());
+        for (position, logits) in (self.position..).zip(self.logits.chunks_exact_mut(self.vocabulary)) {
+            let Some(peaks) = Peaks::new(logits) else {
+                let (broken, all) = (logits.iter().filter(|logit| !logit.is_finite()).count(), logits.len());
+                self.sampled = Some(Err(format!(
+                    "{broken} of the model's {all} logits are not finite: its weights are damaged, or too large for f32; fetch \
+                     the checkpoint again, or serve another one"
+                )));
+                return;
+            };
+            let token = self.sampler.sample_among(position, logits, peaks);
+            let guessed = self.draft.get(sampled.len()) == Some(&token.token);
+            sampled.push(token);
+            if !guessed {
+                break;
+            }
+        }
+        self.sampled = Some(Ok(sampled));
     }
 }

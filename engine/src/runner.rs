@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
 
 use crate::admission::{self, Admissions, Admitted};
 use crate::language::Language;
-use crate::scheduler::{Event, Scheduler, Work};
+use crate::scheduler::{Event, Scheduler, Stats, Work};
 use crate::sequence::{End, Sequence};
 use crate::{Output, Refusal, Request, SequenceId, Step, TokenLogprob};
 
@@ -41,11 +42,8 @@ pub(crate) trait Backend {
     /// What its tokens mean.
     type Language: Language;
 
-    /// One forward pass: what came of each item. An error fails all of them.
+    /// One forward pass: what came of each item. After an error or a panic the items are as before, and may be tried again.
     fn compute(&mut self, items: &mut [Item<'_, State<Self>>]) -> Result<Vec<Outcome>, String>;
-
-    /// The sequence has ended: frees the KV pages that it holds.
-    fn release(&mut self, state: &mut State<Self>);
 }
 
 type State<B> = <<B as Backend>::Language as Language>::State;
@@ -54,12 +52,16 @@ type State<B> = <<B as Backend>::Language as Language>::State;
 pub(crate) struct Item<'a, S> {
     /// All tokens so far, prompt and answer.
     pub(crate) tokens: &'a [u32],
-    /// How many of them went through the model before.
+    /// Position `p` of its KV is in number `p / PAGE_TOKENS`.
+    pub(crate) pages: &'a [u32],
+    /// How many of the tokens went through the model before.
     pub(crate) computed: usize,
     /// How many go through it now.
     pub(crate) count: usize,
     /// Whether the next token is to be drawn.
     pub(crate) samples: bool,
+    /// Guesses that go through the model behind them. As long as they are what is drawn, the token behind each is drawn too.
+    pub(crate) draft: &'a [u32],
     pub(crate) state: &'a mut S,
 }
 
@@ -73,10 +75,17 @@ pub(crate) struct Drawn {
 pub(crate) enum Outcome {
     /// A chunk of its prompt is computed.
     Computed,
-    /// It has a token more.
-    Drawn(Drawn),
+    /// It has a token more, and another one for each guess that was right.
+    Drawn(Vec<Drawn>),
     /// It can't go on, and the others can.
     Failed(String),
+}
+
+/// Where a runner's news goes, and who ends its waiting for a reader.
+pub(crate) struct Outlets {
+    pub(crate) steps: mpsc::Sender<Step>,
+    pub(crate) stats: watch::Sender<Stats>,
+    pub(crate) stop: watch::Receiver<bool>,
 }
 
 /// Runs until it is told to stop, or until nobody can hear it any more.
@@ -86,9 +95,9 @@ pub(crate) fn run<B: Backend>(
     admissions: Admissions<B::Language>,
     scheduler: Scheduler,
     commands: &Receiver<Command>,
-    steps: mpsc::Sender<Step>,
-    stop: watch::Receiver<bool>,
+    outlets: Outlets,
 ) {
+    let Outlets { steps, stats, stop } = outlets;
     let mut runner = Runner {
         backend: &mut backend,
         language,
@@ -100,6 +109,7 @@ pub(crate) fn run<B: Backend>(
     };
     while runner.listen(commands) {
         runner.step();
+        stats.send_if_modified(|known| std::mem::replace(known, runner.scheduler.stats()) != *known);
         let outputs = std::mem::take(&mut runner.outputs);
         if !outputs.is_empty() && !send(&steps, Step { outputs }, &stop) {
             break;
@@ -188,7 +198,7 @@ impl<B: Backend> Runner<'_, B> {
                 if self.admissions.cancel(id) {
                     self.outputs.push(Output::Cancelled { id });
                 } else if self.scheduler.feed(Event::Cancelled { id }) {
-                    self.forget(id);
+                    self.sequences.remove(&id);
                     self.outputs.push(Output::Cancelled { id });
                 }
             }
@@ -216,22 +226,19 @@ impl<B: Backend> Runner<'_, B> {
 
     /// A request was read: it waits for its slot, or has ended already.
     fn enter(&mut self, id: SequenceId, admitted: Result<Admitted<B::Language>, Refusal>) {
-        let Admitted { sequence, end } = match admitted {
+        let Admitted { sequence, tokens, end } = match admitted {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(id, refusal),
         };
         if let Some(end) = end {
-            return self.finish(id, sequence, end);
+            return self.finish(id, sequence, end, 0);
         }
-        let event = Event::Submitted {
-            id,
-            prompt_tokens: u32::try_from(sequence.tokens.len()).unwrap_or(u32::MAX),
-            tokens_max: u32::try_from(sequence.prompt_tokens + sequence.tokens_max).unwrap_or(u32::MAX),
-        };
+        let tokens_max = sequence.prompt_tokens.saturating_add(sequence.tokens_max);
+        let event = Event::Submitted { id, tokens, tokens_max };
         if self.scheduler.feed(event) {
             self.sequences.insert(id, sequence);
         } else {
-            // `start` sees to it that a whole context fits, so only a wrong bound gets here.
+            // `start` sees to it that the context fits, so only a wrong bound gets here.
             self.refuse(id, Refusal::Engine("the sequence needs more KV memory than the engine has".to_owned()));
         }
     }
@@ -241,9 +248,8 @@ impl<B: Backend> Runner<'_, B> {
         self.outputs.push(Output::Refused { id, refusal });
     }
 
-    fn finish(&mut self, id: SequenceId, mut sequence: Sequence<B::Language>, end: End) {
-        let (usage, reason) = (sequence.usage(), end.reason());
-        self.backend.release(&mut sequence.state);
+    fn finish(&mut self, id: SequenceId, sequence: Sequence<B::Language>, end: End, cached: u32) {
+        let (usage, reason) = (sequence.usage(cached), end.reason());
         let held_back = self.language.finish(sequence.state);
         let text = if end == End::Stopped { String::new() } else { held_back };
         debug!(sequence = id.0, ?reason, completion_tokens = usage.completion_tokens, "finished");
@@ -253,56 +259,74 @@ impl<B: Backend> Runner<'_, B> {
     /// One forward pass, where there is something to do.
     fn step(&mut self) {
         let plan = self.scheduler.plan();
+        for id in &plan.preempted {
+            debug!(sequence = id.0, running = self.scheduler.running(), "preempted");
+        }
         for id in &plan.joined {
-            debug!(sequence = id.0, running = self.scheduler.running(), "started");
-            self.outputs.push(Output::Started { id: *id });
+            let sequence = self.sequences.get_mut(id).expect("the scheduler plans only submitted sequences");
+            debug!(sequence = id.0, running = self.scheduler.running(), again = sequence.started, "started");
+            if !std::mem::replace(&mut sequence.started, true) {
+                self.outputs.push(Output::Started { id: *id });
+            }
         }
         if plan.work.is_empty() {
             return;
         }
         let mut batch: Vec<(Work, Sequence<B::Language>)> = plan
             .work
-            .iter()
-            .map(|work| (*work, self.sequences.remove(&work.id).expect("the scheduler plans only submitted sequences")))
+            .into_iter()
+            .map(|work| {
+                let sequence = self.sequences.remove(&work.id).expect("the scheduler plans only submitted sequences");
+                (work, sequence)
+            })
             .collect();
+        let prompts = batch.iter().any(|(work, _)| work.tokens > 1);
+        let start = Instant::now();
+        let outcomes = self.compute(&mut batch);
+        if prompts {
+            let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.scheduler.feed(Event::Took { micros });
+        }
+        for ((work, sequence), outcome) in batch.into_iter().zip(outcomes) {
+            self.advance(work, sequence, outcome);
+        }
+    }
+
+    /// One forward pass for all of them, or, where that fails, one for each: who is at fault pays for it alone.
+    fn compute(&mut self, batch: &mut [(Work, Sequence<B::Language>)]) -> Vec<Outcome> {
         let mut items: Vec<Item<'_, State<B>>> = batch
             .iter_mut()
             .map(|(work, sequence)| Item {
-                tokens: &sequence.tokens,
-                computed: sequence.computed,
+                tokens: self.scheduler.tokens(work.id),
+                pages: self.scheduler.pages(work.id),
+                computed: work.from as usize,
                 count: work.tokens as usize,
                 samples: work.samples,
+                draft: &work.draft,
                 state: &mut sequence.state,
             })
             .collect();
         let computed = catch_unwind(AssertUnwindSafe(|| self.backend.compute(&mut items)))
             .unwrap_or_else(|panic| Err(admission::panic_text(panic.as_ref())));
         match computed {
-            Ok(outcomes) => {
-                for ((work, sequence), outcome) in batch.into_iter().zip(outcomes) {
-                    self.advance(work, sequence, outcome);
-                }
-            }
-            Err(text) => {
-                error!(sequences = batch.len(), error = %text, "a step failed");
-                for (work, sequence) in batch {
-                    self.fail(work.id, sequence, text.clone());
-                }
+            Ok(outcomes) => outcomes,
+            Err(error) if batch.len() == 1 => vec![Outcome::Failed(error)],
+            Err(error) => {
+                warn!(sequences = batch.len(), error, "a step failed, and is tried again for each sequence by itself");
+                batch.iter_mut().flat_map(|one| self.compute(std::slice::from_mut(one))).collect()
             }
         }
     }
 
-    fn fail(&mut self, id: SequenceId, mut sequence: Sequence<B::Language>, text: String) {
-        self.backend.release(&mut sequence.state);
-        self.scheduler.feed(Event::Ended { id });
+    fn fail(&mut self, id: SequenceId, text: String) {
+        self.scheduler.feed(Event::Failed { id });
         self.outputs.push(Output::Refused { id, refusal: Refusal::Engine(text) });
     }
 
     /// What a step means for one of its sequences.
     fn advance(&mut self, work: Work, mut sequence: Sequence<B::Language>, outcome: Outcome) {
         let id = work.id;
-        sequence.computed += work.tokens as usize;
-        let Drawn { token, logprob } = match outcome {
+        let drawn = match outcome {
             Outcome::Computed => {
                 self.sequences.insert(id, sequence);
                 self.outputs.push(Output::Progress { id });
@@ -310,38 +334,41 @@ impl<B: Backend> Runner<'_, B> {
             }
             Outcome::Failed(text) => {
                 error!(sequence = id.0, error = %text, "a sequence failed");
-                return self.fail(id, sequence, text);
+                return self.fail(id, text);
             }
             Outcome::Drawn(drawn) => drawn,
         };
-        let position = u32::try_from(sequence.tokens.len() - sequence.prompt_tokens).unwrap_or(u32::MAX);
-        let (text, end) = sequence.take(self.language, token);
-        let logprobs = logprob.into_iter().collect();
-        self.outputs.push(Output::Tokens { id, position, tokens: vec![token], text, logprobs });
+        let position = sequence.count;
+        let (mut tokens, mut text, mut logprobs, mut end) = (Vec::new(), String::new(), Vec::new(), None);
+        for Drawn { token, logprob } in drawn {
+            let (added, ends) = sequence.take(self.language, token);
+            tokens.push(token);
+            text.push_str(&added);
+            logprobs.extend(logprob);
+            end = ends;
+            // What was drawn behind the end is no part of the answer.
+            if end.is_some() {
+                break;
+            }
+        }
+        self.scheduler.feed(Event::Drawn { id, tokens: tokens.clone() });
+        self.outputs.push(Output::Tokens { id, position, tokens, text, logprobs });
         match end {
             None => {
                 self.sequences.insert(id, sequence);
             }
             Some(end) => {
+                let cached = self.scheduler.cached_tokens(id);
                 self.scheduler.feed(Event::Ended { id });
-                self.finish(id, sequence, end);
+                self.finish(id, sequence, end, cached);
             }
         }
     }
 
-    fn forget(&mut self, id: SequenceId) {
-        if let Some(mut sequence) = self.sequences.remove(&id) {
-            self.backend.release(&mut sequence.state);
-        }
-    }
-
     fn cancel_all(&mut self) {
-        let mut ids: Vec<_> = self.sequences.keys().copied().collect();
+        let mut ids: Vec<_> = self.sequences.drain().map(|(id, _)| id).collect();
         ids.sort_unstable();
-        for id in ids {
-            self.forget(id);
-            self.outputs.push(Output::Cancelled { id });
-        }
+        self.outputs.extend(ids.into_iter().map(|id| Output::Cancelled { id }));
         self.outputs.extend(self.admissions.cancel_all().map(|id| Output::Cancelled { id }));
     }
 }

@@ -1,32 +1,58 @@
-//! Which sequences run in the next step: continuous batching as plain code.
+//! Which sequences run in the next step, and in which KV pages: continuous batching as plain code.
 //!
-//! Owns the order of waiting and running sequences, the batch bound, the token budget of a step and the KV pages that
-//! are spoken for. Leaves tensors, texts, threads and time to the runner, which feeds [`Event`]s and carries out [`Plan`]s.
-//! The same events give the same plans: [`replay`] checks a recorded live run.
+//! Owns the order of waiting and running sequences, their tokens, the batch bound, the token budget of a step and the KV pages:
+//! who holds which, and which texts are kept for others that begin alike. Leaves tensors, texts, threads and time to the
+//! runner, which feeds [`Event`]s and carries out [`Plan`]s. The same events give the same plans: [`replay`] checks a recorded
+//! live run.
 //!
-//! The rules, in order: who came first joins first, as soon as a slot and all the KV pages that it can ever need are free;
-//! every running sequence whose prompt is computed decodes one token in every step; what is left of the step's budget goes to
-//! prompts, first come first served.
+//! The rules, in order:
+//! - Who came first goes first. Every running sequence is older than all that wait.
+//! - A decoding sequence that fills its last page gets another one. Where there is none, the youngest that runs gives its pages
+//!   up, waits at the head of the line, and is computed again later: the oldest always goes on, so everybody's turn comes.
+//! - The first in line joins as soon as a slot is free, and pages for its tokens so far, and some beside them for everybody who
+//!   runs to grow into, so that who joins is not preempted at once.
+//! - What stands in a cached page is not computed again. At least one token always is: somebody has to give the logits.
+//! - Every running sequence that lacks one token decodes in every step; what is left of the step's budget goes to prompts, first
+//!   come first served.
+//! - Where few decode and nothing else is to be computed, a step has time to check guesses at the tokens that follow.
+
+mod budget;
+mod recording;
+mod sequence;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::SequenceId;
+use crate::draft::DRAFT_MAX;
+use crate::pages::Pages;
+use budget::Budget;
+pub use recording::{Divergence, Record, Recording, replay};
+use sequence::Sequence;
+
+/// Pages that must be left for each running sequence to grow into when another one joins. Two are some tens of tokens: less
+/// often than that nobody is preempted for a newcomer's sake.
+const HEADROOM_PAGES: usize = 2;
+
+/// Rows of a step, drafts included, up to which more rows cost little beside reading the weights.
+const SPECULATIVE_ROWS: usize = 16;
 
 /// What bounds a step and a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Sequences that run at once.
     pub batch_max: u32,
-    /// Prompt tokens in one step, so that a long prompt delays the others' next tokens by a bounded time. Decoded tokens
-    /// count against it, but one prompt token is always allowed.
+    /// Prompt tokens in a step in which others decode, at the most; fewer where they take long, so that a long prompt delays the
+    /// others' next tokens by a bounded time. Decoded tokens count against it, but one prompt token is always allowed. Where
+    /// nobody decodes, a multiple.
     pub step_tokens: u32,
     /// KV pages of the engine.
     pub pages: u32,
     /// Tokens of a page.
     pub page_tokens: u32,
+    /// Whether to guess.
+    pub speculate: bool,
 }
 
 /// What happened.
@@ -36,18 +62,35 @@ pub enum Event {
     Submitted {
         /// Which.
         id: SequenceId,
-        /// Tokens to compute before it can go on: its prompt, and what an earlier attempt had generated.
-        prompt_tokens: u32,
+        /// Its prompt, and what an earlier attempt had generated: at least one token.
+        tokens: Vec<u32>,
         /// Tokens that it can grow to, prompt included.
         tokens_max: u32,
+    },
+    /// Its part in a step that samples is done, and gave tokens.
+    Drawn {
+        /// Which.
+        id: SequenceId,
+        /// At least one; all but the last were in its draft.
+        tokens: Vec<u32>,
+    },
+    /// The last step, which had prompt tokens in it, is done.
+    Took {
+        /// How long it took.
+        micros: u64,
     },
     /// Somebody wants no more of it.
     Cancelled {
         /// Which.
         id: SequenceId,
     },
-    /// It is finished, or failed.
+    /// It is finished.
     Ended {
+        /// Which.
+        id: SequenceId,
+    },
+    /// Its part in a step was not computed, so nobody knows what stands in its pages.
+    Failed {
         /// Which.
         id: SequenceId,
     },
@@ -56,111 +99,67 @@ pub enum Event {
 /// One step: a forward pass over these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Sequences that join with this step, in the order in which they came.
+    /// Sequences that gave their pages up and wait again, the youngest first.
+    pub preempted: Vec<SequenceId>,
+    /// Sequences that join with this step, in the order in which they came. One that was preempted joins again.
     pub joined: Vec<SequenceId>,
-    /// What to compute, in the order of joining. Empty: there is nothing to do.
+    /// What to compute, in the order in which they came. Empty: there is nothing to do.
     pub work: Vec<Work>,
 }
 
 /// A sequence's part in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
     /// Whose.
     pub id: SequenceId,
+    /// The position of the first token that goes through the model; the KV of all before it stands in the pages.
+    pub from: u32,
     /// How many tokens go through the model.
     pub tokens: u32,
     /// Whether the last of them gives the next token: true for a decode and for a prompt's last chunk.
     pub samples: bool,
+    /// Guesses that go through the model behind them. Each one that is the very token which is drawn at its position counts,
+    /// and gives another token.
+    pub draft: Vec<u32>,
 }
 
-/// One line of a recorded run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Record {
-    /// The scheduler was told.
-    Event(Event),
-    /// The scheduler was asked, and answered.
-    Plan(Plan),
+/// Figures since the start, and the pages as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// KV pages of the engine.
+    pub pages: u32,
+    /// That sequences hold.
+    pub pages_held: u32,
+    /// That nobody holds, and whose text is kept for those who begin alike.
+    pub pages_cached: u32,
+    /// Cached pages that had to make room.
+    pub pages_evicted: u64,
+    /// Tokens that sequences came with, their prompts above all.
+    pub tokens_looked_up: u64,
+    /// Of these, how many were computed already.
+    pub tokens_reused: u64,
+    /// How often a sequence gave its pages to an older one.
+    pub preemptions: u64,
+    /// Tokens that were guessed, to be checked in a step beside others.
+    pub tokens_drafted: u64,
+    /// Of these, how many were right.
+    pub tokens_accepted: u64,
 }
 
-/// Keeps what a live scheduler was told and what it planned. Cloning shares it. Meant for tests and bug reports: it grows
-/// with the run.
-#[derive(Clone, Debug, Default)]
-pub struct Recording(Arc<Mutex<Option<Limits>>>, Arc<Mutex<Vec<Record>>>);
-
-impl Recording {
-    /// The limits under which the run was recorded; `None` before the engine starts.
-    pub fn limits(&self) -> Option<Limits> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All lines so far.
-    pub fn records(&self) -> Vec<Record> {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn begin(&self, limits: Limits) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(limits);
-    }
-
-    fn push(&self, record: Record) {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).push(record);
-    }
-}
-
-/// A replayed plan differs from the recorded one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} of the recording planned {recorded:?}, the replay {replayed:?}")]
-pub struct Divergence {
-    /// Index into the records.
-    pub line: usize,
-    /// What the live run did.
-    pub recorded: Plan,
-    /// What the same events give now.
-    pub replayed: Plan,
-}
-
-/// Feeds recorded events to a new scheduler and compares every plan.
-pub fn replay(limits: Limits, records: &[Record]) -> Result<(), Divergence> {
-    let mut scheduler = Scheduler::new(limits, None);
-    for (line, record) in records.iter().enumerate() {
-        match record {
-            Record::Event(event) => {
-                scheduler.feed(event.clone());
-            }
-            Record::Plan(recorded) => {
-                let replayed = scheduler.plan();
-                if replayed != *recorded {
-                    return Err(Divergence { line, recorded: recorded.clone(), replayed });
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The state: who waits, who runs.
+/// The state: who waits, who runs, who holds which pages.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Waiting>,
-    running: Vec<Running>,
-    pages_free: u32,
+    waiting: VecDeque<Sequence>,
+    /// The oldest first.
+    running: Vec<Sequence>,
+    pages: Pages,
+    budget: Budget,
+    /// Prompt tokens in the last step.
+    prompt_tokens: usize,
+    /// Of sequences, not of pages, which know their own.
+    stats: Stats,
     recording: Option<Recording>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    id: SequenceId,
-    prompt_tokens: u32,
-    pages: u32,
-}
-
-#[derive(Debug)]
-struct Running {
-    id: SequenceId,
-    /// Prompt tokens that no plan has taken yet.
-    prompt_left: u32,
-    pages: u32,
 }
 
 impl Scheduler {
@@ -171,59 +170,64 @@ impl Scheduler {
             step_tokens: limits.step_tokens.max(1),
             pages: limits.pages.max(1),
             page_tokens: limits.page_tokens.max(1),
+            ..limits
         };
         if let Some(recording) = &recording {
             recording.begin(limits);
         }
-        Scheduler { limits, waiting: VecDeque::new(), running: Vec::new(), pages_free: limits.pages, recording }
+        Scheduler {
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            pages: Pages::new(limits.pages),
+            budget: Budget::new(limits.step_tokens),
+            prompt_tokens: 0,
+            stats: Stats::default(),
+            recording,
+        }
     }
 
     /// Takes note of what happened. False: the id is unknown (it has ended), or, for `Submitted`, already here, or it could
-    /// never run because it needs more pages than there are; nothing changed then, and the caller answers for it.
+    /// never run because it has no token or needs more pages than there are; nothing changed then, and the caller answers for
+    /// it.
     pub fn feed(&mut self, event: Event) -> bool {
         if let Some(recording) = &self.recording {
             recording.push(Record::Event(event.clone()));
         }
         match event {
-            Event::Submitted { id, prompt_tokens, tokens_max } => {
-                let pages = tokens_max.max(prompt_tokens).max(1).div_ceil(self.limits.page_tokens);
-                if self.knows(id) || pages > self.limits.pages {
+            Event::Submitted { id, tokens, tokens_max } => {
+                let sequence = Sequence::new(id, tokens, tokens_max, self.limits.page_tokens);
+                if sequence.tokens.is_empty() || sequence.pages_max() > self.pages.count() as usize || self.knows(id) {
                     return false;
                 }
-                self.waiting.push_back(Waiting { id, prompt_tokens: prompt_tokens.max(1), pages });
+                self.waiting.push_back(sequence);
                 true
             }
-            Event::Cancelled { id } | Event::Ended { id } => {
-                if let Some(at) = self.running.iter().position(|running| running.id == id) {
-                    self.pages_free += self.running.remove(at).pages;
-                    true
-                } else if let Some(at) = self.waiting.iter().position(|waiting| waiting.id == id) {
-                    self.waiting.remove(at);
-                    true
-                } else {
-                    false
-                }
+            Event::Drawn { id, tokens } => {
+                let Some(sequence) = self.running.iter_mut().find(|running| running.id == id) else { return false };
+                let (drafted, accepted) = sequence.draw(tokens);
+                self.stats.tokens_drafted += drafted as u64;
+                self.stats.tokens_accepted += accepted as u64;
+                true
             }
+            Event::Took { micros } => {
+                self.budget.learn(self.prompt_tokens, micros);
+                true
+            }
+            Event::Cancelled { id } | Event::Ended { id } => self.leave(id, true),
+            Event::Failed { id } => self.leave(id, false),
         }
     }
 
     /// The next step. The caller carries it out, or ends the sequences in it.
     pub fn plan(&mut self) -> Plan {
-        let joined = self.join();
-        let decoding = self.running.iter().filter(|running| running.prompt_left == 0).count();
-        let mut budget = self.limits.step_tokens.saturating_sub(u32::try_from(decoding).unwrap_or(u32::MAX)).max(1);
-        let mut work = Vec::with_capacity(self.running.len());
         for running in &mut self.running {
-            if running.prompt_left == 0 {
-                work.push(Work { id: running.id, tokens: 1, samples: true });
-            } else if budget > 0 {
-                let tokens = running.prompt_left.min(budget);
-                budget -= tokens;
-                running.prompt_left -= tokens;
-                work.push(Work { id: running.id, tokens, samples: running.prompt_left == 0 });
-            }
+            running.remember(&mut self.pages);
         }
-        let plan = Plan { joined, work };
+        let preempted = self.grow();
+        // Who was preempted does not come back in the same step, and nobody overtakes it.
+        let joined = if preempted.is_empty() { self.join() } else { Vec::new() };
+        let plan = Plan { preempted, joined, work: self.work() };
         if let Some(recording) = &self.recording {
             recording.push(Record::Plan(plan.clone()));
         }
@@ -240,24 +244,164 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// A running sequence's tokens, prompt and answer; empty for others.
+    pub fn tokens(&self, id: SequenceId) -> &[u32] {
+        self.find(id).map_or(&[], |running| &running.tokens)
+    }
+
+    /// A running sequence's pages: position `p` is in number `p / page_tokens`. Empty for others.
+    pub fn pages(&self, id: SequenceId) -> &[u32] {
+        self.find(id).map_or(&[], |running| &running.pages)
+    }
+
+    /// How many of a running sequence's tokens were computed already when it came.
+    pub fn cached_tokens(&self, id: SequenceId) -> u32 {
+        self.find(id).map_or(0, |running| running.cached)
+    }
+
+    /// The figures as they are.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            pages: self.pages.count(),
+            pages_held: self.pages.count() - self.pages.available(),
+            pages_cached: self.pages.idle(),
+            pages_evicted: self.pages.evicted(),
+            ..self.stats
+        }
+    }
+
+    fn find(&self, id: SequenceId) -> Option<&Sequence> {
+        self.running.iter().find(|running| running.id == id)
+    }
+
     fn knows(&self, id: SequenceId) -> bool {
-        self.running.iter().any(|running| running.id == id) || self.waiting.iter().any(|waiting| waiting.id == id)
+        self.find(id).is_some() || self.waiting.iter().any(|waiting| waiting.id == id)
+    }
+
+    /// Takes a sequence out. `computed`: what was planned for it is in its pages.
+    fn leave(&mut self, id: SequenceId, computed: bool) -> bool {
+        if let Some(at) = self.running.iter().position(|running| running.id == id) {
+            let mut sequence = self.running.remove(at);
+            if computed {
+                sequence.remember(&mut self.pages);
+            }
+            sequence.release(&mut self.pages);
+            true
+        } else if let Some(at) = self.waiting.iter().position(|waiting| waiting.id == id) {
+            self.waiting.remove(at);
+            true
+        } else {
+            false
+        }
+    }
+
+    /// Gives every sequence the page that its next token wants, the oldest first. Who had to make room, the youngest first.
+    fn grow(&mut self) -> Vec<SequenceId> {
+        let mut preempted = Vec::new();
+        let mut at = 0;
+        while at < self.running.len() {
+            if !self.running[at].lacks_page() {
+                at += 1;
+            } else if let Some(page) = self.pages.take() {
+                self.running[at].pages.push(page);
+            } else {
+                let mut youngest = self.running.pop().expect("somebody runs, who lacks a page");
+                youngest.release(&mut self.pages);
+                youngest.preempted = true;
+                preempted.push(youngest.id);
+                self.stats.preemptions += 1;
+                self.waiting.push_front(youngest);
+            }
+        }
+        preempted
     }
 
     fn join(&mut self) -> Vec<SequenceId> {
         let mut joined = Vec::new();
-        while let Some(next) = self.waiting.front() {
-            let crowded = self.running.len() >= self.limits.batch_max as usize;
-            // The first in line waits for its pages rather than being overtaken by smaller ones: nobody starves.
-            if crowded || next.pages > self.pages_free {
-                break;
+        // The first in line waits for its pages rather than being overtaken by smaller ones: nobody starves.
+        while self.running.len() < self.limits.batch_max as usize && self.waiting.front().is_some_and(|next| self.fits(next)) {
+            let mut sequence = self.waiting.pop_front().expect("the front was just looked at");
+            if !sequence.preempted {
+                self.stats.tokens_looked_up += sequence.tokens.len() as u64;
             }
-            let Waiting { id, prompt_tokens, pages } = self.waiting.pop_front().expect("the front was just looked at");
-            self.pages_free -= pages;
-            self.running.push(Running { id, prompt_left: prompt_tokens, pages });
-            joined.push(id);
+            self.reuse(&mut sequence);
+            while sequence.lacks_page() {
+                sequence.pages.push(self.pages.take().expect("what fits has its pages"));
+            }
+            joined.push(sequence.id);
+            self.running.push(sequence);
         }
         joined
+    }
+
+    /// Whether the pages for a sequence's tokens can be had, and some more for everybody to grow into.
+    fn fits(&self, next: &Sequence) -> bool {
+        let (mut found, mut idle) = (0, 0);
+        for page in next.found(&self.pages) {
+            found += 1;
+            idle += usize::from(self.pages.is_idle(page));
+        }
+        let needed = next.pages_now() - found + idle;
+        let growth = |room: usize| room.min(HEADROOM_PAGES);
+        let headroom: usize = if self.running.is_empty() {
+            // Nobody is disturbed, and alone it can have all pages.
+            0
+        } else {
+            let others: usize = self.running.iter().map(|running| growth(running.pages_max() - running.pages.len())).sum();
+            others + growth(next.pages_max() - next.pages_now())
+        };
+        needed + headroom <= self.pages.available() as usize
+    }
+
+    fn reuse(&mut self, sequence: &mut Sequence) {
+        let first_time = !sequence.preempted;
+        let reused = sequence.reuse(&mut self.pages);
+        if first_time {
+            self.stats.tokens_reused += reused as u64;
+        }
+    }
+
+    fn work(&mut self) -> Vec<Work> {
+        let mut running = std::mem::take(&mut self.running);
+        // A neighbour may have computed meanwhile what both begin with.
+        running.iter_mut().filter(|running| running.left() > 1).for_each(|running| self.reuse(running));
+        let decoding = running.iter().filter(|running| running.left() == 1).count();
+        let whole = self.budget.tokens(decoding);
+        let mut budget = whole;
+        let mut work = Vec::with_capacity(running.len());
+        for sequence in &mut running {
+            let decodes = sequence.left() == 1;
+            let tokens = if decodes { 1 } else { sequence.left().min(budget) };
+            if tokens == 0 {
+                continue;
+            }
+            budget -= if decodes { 0 } else { tokens };
+            let from = u32::try_from(sequence.computed).unwrap_or(u32::MAX);
+            sequence.computed += tokens;
+            let (samples, tokens) = (sequence.left() == 0, u32::try_from(tokens).unwrap_or(u32::MAX));
+            work.push(Work { id: sequence.id, from, tokens, samples, draft: Vec::new() });
+        }
+        self.running = running;
+        self.prompt_tokens = whole - budget;
+        if self.limits.speculate && work.iter().all(|work| work.tokens == 1 && work.samples) {
+            self.draft(&mut work);
+        }
+        work
+    }
+
+    /// Adds guesses to a step that only decodes. They take no page that somebody will want soon.
+    fn draft(&mut self, work: &mut [Work]) {
+        let each = SPECULATIVE_ROWS.saturating_sub(work.len()).checked_div(work.len()).unwrap_or(0).min(DRAFT_MAX);
+        if each == 0 {
+            return;
+        }
+        // A page for everybody's next token.
+        let wanted = self.running.len();
+        for (sequence, work) in self.running.iter_mut().zip(work) {
+            debug_assert_eq!(sequence.id, work.id, "everybody decodes");
+            let spare = (self.pages.available() as usize).saturating_sub(wanted);
+            work.draft = sequence.draft(each, &mut self.pages, spare);
+        }
     }
 }
 

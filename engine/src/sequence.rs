@@ -1,18 +1,19 @@
-//! A sequence between its admission and its end: its tokens, and when the answer ends.
+//! A sequence between its admission and its end: how far its answer is, and when it ends. Its tokens are the scheduler's.
 
 use crate::language::Language;
 use crate::{FinishReason, Request, Usage};
 
-/// Prompt and answer so far.
+/// An answer that is being generated.
 pub(crate) struct Sequence<L: Language> {
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) prompt_tokens: usize,
-    /// How many of the tokens went through the model.
-    pub(crate) computed: usize,
+    pub(crate) prompt_tokens: u32,
+    /// Completion tokens so far.
+    pub(crate) count: u32,
     /// Completion tokens that it may have.
-    pub(crate) tokens_max: usize,
+    pub(crate) tokens_max: u32,
+    /// Its caller knows that it runs.
+    pub(crate) started: bool,
     pub(crate) state: L::State,
-    min_tokens: usize,
+    min_tokens: u32,
     ignore_eos: bool,
 }
 
@@ -36,25 +37,24 @@ impl End {
 
 impl<L: Language> Sequence<L> {
     /// Behind its prompt.
-    pub(crate) fn new(request: &Request, prompt: Vec<u32>, tokens_max: u32, state: L::State) -> Self {
+    pub(crate) fn new(request: &Request, prompt_tokens: usize, tokens_max: u32, state: L::State) -> Self {
         Sequence {
-            prompt_tokens: prompt.len(),
-            tokens: prompt,
-            computed: 0,
-            tokens_max: tokens_max as usize,
+            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            count: 0,
+            tokens_max,
+            started: false,
             state,
             // What the client asked for: a fact about the request that shapes every token.
-            min_tokens: request.min_tokens as usize,
+            min_tokens: request.min_tokens,
             ignore_eos: request.ignore_eos,
         }
     }
 
-    /// Appends a token of the answer: its text, and, where the answer ends with it, how.
+    /// Takes a token of the answer: its text, and, where the answer ends with it, how.
     pub(crate) fn take(&mut self, language: &L, token: u32) -> (String, Option<End>) {
-        self.tokens.push(token);
-        let count = self.tokens.len() - self.prompt_tokens;
-        let stops_count = count >= self.min_tokens;
-        let full = (count >= self.tokens_max).then_some(End::Whole(FinishReason::Length));
+        self.count += 1;
+        let stops_count = self.count >= self.min_tokens;
+        let full = (self.count >= self.tokens_max).then_some(End::Whole(FinishReason::Length));
         if language.is_end(token) {
             let ends = stops_count && !self.ignore_eos;
             return (String::new(), if ends { Some(End::Whole(FinishReason::Stop)) } else { full });
@@ -63,11 +63,9 @@ impl<L: Language> Sequence<L> {
         (text, if stopped { Some(End::Stopped) } else { full })
     }
 
-    pub(crate) fn usage(&self) -> Usage {
-        Usage {
-            prompt_tokens: u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX),
-            completion_tokens: u32::try_from(self.tokens.len() - self.prompt_tokens).unwrap_or(u32::MAX),
-            cached_tokens: 0,
-        }
+    /// What it took, `cached` of its tokens having been computed before it came.
+    pub(crate) fn usage(&self, cached: u32) -> Usage {
+        let cached_tokens = cached.min(self.prompt_tokens);
+        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.count, cached_tokens }
     }
 }

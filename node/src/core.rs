@@ -443,6 +443,7 @@ impl Core {
             live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),
             epoch: self.ancestry.epoch,
             uptime: self.started.elapsed(),
+            kv: self.engine.as_ref().map(Work::kv),
         }
     }
 }

@@ -215,6 +215,7 @@ impl Inspector {
             routing: facts.routing.clone(),
             cluster: facts.cluster.to_string(),
             tree: facts.tree.to_string(),
+            kv: now.kv,
         })
     }
 

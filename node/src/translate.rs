@@ -242,6 +242,21 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
     }
 }
 
+/// An engine's figures.
+pub(crate) fn kv(stats: engine::scheduler::Stats) -> v1::Kv {
+    v1::Kv {
+        pages: stats.pages,
+        pages_held: stats.pages_held,
+        pages_cached: stats.pages_cached,
+        pages_evicted: stats.pages_evicted,
+        tokens_looked_up: stats.tokens_looked_up,
+        tokens_reused: stats.tokens_reused,
+        preemptions: stats.preemptions,
+        tokens_drafted: stats.tokens_drafted,
+        tokens_accepted: stats.tokens_accepted,
+    }
+}
+
 /// The way of a query, for `why`.
 pub(crate) fn way(way: &ledger::Way) -> v1::Way {
     v1::Way {

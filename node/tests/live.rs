@@ -21,7 +21,11 @@ async fn loopback() -> TcpListener {
 
 async fn ask(mut root: RootClient<tonic::transport::Channel>, number: u64, tokens: u32) -> (String, Vec<u32>) {
     let generation = v1::Generation {
-        prompt: Some(v1::generation::Prompt::Text(format!("query number {number}"))),
+        // Some repeat themselves, so that several of their tokens come at once.
+        prompt: Some(v1::generation::Prompt::Text(match number % 5 {
+            0 => format!("query number {number} [[loop 100]]"),
+            _ => format!("query number {number}"),
+        })),
         max_tokens: tokens,
         ignore_eos: true,
         sampling: Some(v1::Sampling {
@@ -96,7 +100,7 @@ async fn a_recorded_live_run_replays_to_exactly_its_actions() {
 
     let client = RootClient::connect(format!("http://{}", root.address())).await.unwrap();
     let mut asked: FuturesUnordered<_> =
-        (0..200u64).map(|number| ask(client.clone(), number, 1 + (number % 12) as u32)).collect();
+        (0..200u64).map(|number| ask(client.clone(), number, 1 + (number % 24) as u32)).collect();
     let all = async {
         while let Some((text, positions)) = asked.next().await {
             assert!(!text.is_empty());

@@ -31,7 +31,8 @@ fn compute(dtype: Dtype) -> anyhow::Result<String> {
     let options = LoadOptions { device: DeviceChoice::Cpu, dtype, ..LoadOptions::default() };
     let model = Arc::new(Model::load(&Source::bundled(), &options, &Progress::silent())?);
     let kernels = model.kernels();
-    let (engine, mut steps) = Engine::start(model, Options { batch_max: 1, threads: Some(1), ..Options::default() })?;
+    let (engine, mut steps) =
+        Engine::start(model, Options { batch_max: 1, threads: Some(1), speculate: false, ..Options::default() })?;
     engine.submit(Request {
         id: SequenceId(1),
         prompt: Prompt::Tokens((0..PROMPT).map(|at| 1 + at * 31 % 200).collect()),
@@ -41,7 +42,6 @@ fn compute(dtype: Dtype) -> anyhow::Result<String> {
         stop: Vec::new(),
         ignore_eos: true,
         resume: Vec::new(),
-        alone: false,
     });
     while let Some(step) = steps.blocking_recv() {
         for output in step.outputs {

@@ -14,6 +14,7 @@ use banyan_engine::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    args,
     bench::{
         load::{self, Endpoint},
         machine::Machine,
@@ -62,6 +63,9 @@ pub(crate) struct Args {
     /// How often to measure each; the median is told.
     #[arg(long, value_name = "N", default_value_t = Plan::default().rounds, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Memory for the KV of all sequences, such as 2GB or 512MiB; by default a quarter of what is available at the most.
+    #[arg(long, env = "BANYAN_KV_MEMORY", value_name = "SIZE", value_parser = args::size)]
+    kv_memory: Option<u64>,
     /// Shows where the time goes, kernel by kernel, and how near each is to the machine's limits.
     #[arg(long)]
     profile: bool,
@@ -151,6 +155,9 @@ async fn child(args: &Args, case: Case) -> Result<Measured, Failure> {
     if let Some(threads) = case.threads {
         command.args(["--threads", &threads.to_string()]);
     }
+    if let Some(bytes) = args.kv_memory {
+        command.args(["--kv-memory", &bytes.to_string()]);
+    }
     if let Some(shape) = args.random {
         command.args(["--random", &shape.to_string()]).env_remove("BANYAN_MODEL");
     }
@@ -195,12 +202,14 @@ fn measure(args: &Args, case: Case) -> Result<(Arc<Model>, f64, Report), Failure
     let model = match args.random {
         Some(shape) => Model::random(shape, case.dtype, args.kv_dtype).map_err(anyhow::Error::new)?,
         None => {
-            ModelArgs { model: args.model.clone(), dtype: case.dtype, kv_dtype: args.kv_dtype, device: args.device }.load()?
+            let (model, dtype, kv_dtype, device) = (args.model.clone(), case.dtype, args.kv_dtype, args.device);
+            ModelArgs { model, dtype, kv_dtype, device }.load(args.kv_memory)?
         }
     };
     let load_s = begun.elapsed().as_secs_f64();
     let plan = Plan {
         threads: case.threads.map(usize::from),
+        kv_memory: args.kv_memory,
         batches: args.batches.clone(),
         prompt_tokens: args.prompt,
         new_tokens: args.new_tokens,

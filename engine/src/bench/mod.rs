@@ -22,6 +22,8 @@ use crate::{Engine, Model, Options, Output, Profile, Prompt, Refusal, Request, S
 pub struct Plan {
     /// CPU threads; `None`: as many as cores.
     pub threads: Option<usize>,
+    /// Bytes for KV, as [`Options::kv_memory`].
+    pub kv_memory: Option<u64>,
     /// Numbers of sequences that decode at once.
     pub batches: Vec<u32>,
     /// Prompt tokens of each sequence that decodes.
@@ -40,6 +42,7 @@ impl Default for Plan {
     fn default() -> Plan {
         Plan {
             threads: None,
+            kv_memory: None,
             batches: vec![1, 8, 16, 32, 64],
             prompt_tokens: 32,
             new_tokens: 128,
@@ -211,7 +214,15 @@ impl Bench {
     fn start(model: &Arc<Model>, plan: &Plan) -> Result<Bench, BenchError> {
         let batch_max = plan.batches.iter().copied().max().unwrap_or(1);
         let profile = Profile::default();
-        let options = Options { batch_max, threads: plan.threads, profile: Some(profile.clone()), ..Options::default() };
+        let options = Options {
+            batch_max,
+            threads: plan.threads,
+            kv_memory: plan.kv_memory,
+            // What is measured is a step for each token.
+            speculate: false,
+            profile: Some(profile.clone()),
+            ..Options::default()
+        };
         let (engine, steps) = Engine::start(Arc::clone(model), options)?;
         // The limits are the processor's.
         let meter = if plan.limits && engine.info().device == "cpu" {

@@ -30,7 +30,7 @@ fn request(id: u64, prompt: &str) -> Request {
 struct Answer {
     started: bool,
     tokens: Vec<u32>,
-    /// With each token; the last is what came with the end.
+    /// With each token, or with several that came at once; the last is what came with the end.
     texts: Vec<String>,
     logprobs: Vec<TokenLogprob>,
     end: Option<Output>,
@@ -39,6 +39,12 @@ struct Answer {
 impl Answer {
     fn text(&self) -> String {
         self.texts.concat()
+    }
+
+    /// What it says, however many tokens came at once.
+    fn content(&self) -> (&[u32], String, &[TokenLogprob], (FinishReason, u32)) {
+        let (reason, usage) = self.finished();
+        (&self.tokens, self.text(), &self.logprobs, (reason, usage.completion_tokens))
     }
 
     fn reason(&self) -> FinishReason {
@@ -135,3 +141,4 @@ fn stop(engine: &Engine) {
 mod admission;
 mod fakes;
 mod real;
+mod reuse;

@@ -4,14 +4,14 @@ use candle_core::Result;
 
 use super::Model;
 use crate::kernels::{Pool, Segment};
-use crate::kv::{Cache, PAGE_TOKENS, Pages};
+use crate::kv::{PAGE_TOKENS, Storage};
 
 /// A text that a model reads from position 0 on, part by part.
 pub(crate) struct Reading<'a> {
     model: &'a Model,
     pool: &'a Pool,
-    cache: Cache,
-    pages: Pages,
+    cache: Storage,
+    pages: Vec<u32>,
     position: usize,
 }
 
@@ -22,9 +22,8 @@ impl<'a> Reading<'a> {
         if tokens_max > context {
             candle_core::bail!("a text of {tokens_max} tokens; the model takes {context}");
         }
-        let mut cache = model.cache(tokens_max.div_ceil(PAGE_TOKENS as usize) as u32)?;
-        let mut pages = Pages::default();
-        cache.grow(&mut pages, tokens_max)?;
+        let pages: Vec<u32> = (0..tokens_max.div_ceil(PAGE_TOKENS as usize) as u32).collect();
+        let cache = model.cache(pages.len() as u32)?;
         Ok(Reading { model, pool, cache, pages, position: 0 })
     }
 
@@ -36,16 +35,16 @@ impl<'a> Reading<'a> {
     /// The logits behind each token of the text's next part: `[tokens, vocabulary]`, row-major.
     pub(crate) fn logits(&mut self, part: &[u32]) -> Result<Vec<f32>> {
         let vocabulary = self.model.config.vocabulary();
-        if self.position + part.len() > self.pages.0.len() * PAGE_TOKENS as usize {
+        if self.position + part.len() > self.pages.len() * PAGE_TOKENS as usize {
             candle_core::bail!("the text is longer than was said");
         }
         if let Some(token) = part.iter().find(|&&token| token as usize >= vocabulary) {
             candle_core::bail!("token {token} is not of the model's vocabulary of {vocabulary}");
         }
-        let segment = Segment { row: 0, rows: part.len(), position: self.position, pages: &self.pages.0 };
+        let segment = Segment { row: 0, rows: part.len(), position: self.position, pages: &self.pages };
         let samples: Vec<u32> = (0..part.len() as u32).collect();
         let on = self.model.compute(self.pool);
-        let logits = self.model.network.forward(on, &mut self.cache.storage, part, &[segment], &samples)?;
+        let logits = self.model.network.forward(on, &mut self.cache, part, &[segment], &samples)?;
         self.position += part.len();
         Ok(logits)
     }

@@ -1,22 +1,25 @@
 //! Whether a model fits into memory, before any of it is loaded.
 
 use super::weights::{Form, Role};
-use crate::kv::Shape;
-use crate::{Checkpoint, Dtype, KvDtype, LoadError};
+use crate::kv::{PAGE_TOKENS, Shape};
+use crate::{Checkpoint, Dtype, KvDtype, LoadError, room};
 
-/// Refuses a model whose weights and one context of KV memory are more than the `available` bytes.
+/// Refuses a model whose weights and KV memory are more than the `available` bytes: the `kv_memory` that was asked for, or the
+/// least that serves one sequence. Also an asked one that serves none.
 pub(super) fn check(
     name: &str,
     checkpoint: &Checkpoint,
     form: Form,
     shape: Shape,
     kv_dtype: KvDtype,
+    kv_memory: Option<u64>,
     available: Option<u64>,
 ) -> Result<(), LoadError> {
-    let Some(available) = available else { return Ok(()) };
     // Where the weights are as the checkpoint has them, f32 is the most that keys and values can become.
-    let kv_dtype = kv_dtype.settled(form.dtype(Role::Projection, Dtype::F32));
-    let (weights, kv) = (weights_bytes(checkpoint, form), shape.context_bytes(kv_dtype));
+    let page_bytes = shape.page_bytes(kv_dtype.settled(form.dtype(Role::Projection, Dtype::F32)));
+    room::room(shape.context, page_bytes, 1, kv_memory, 1, None)?;
+    let Some(available) = available else { return Ok(()) };
+    let (weights, kv) = (weights_bytes(checkpoint, form), kv_memory.unwrap_or(room::least_bytes(shape.context, page_bytes)));
     if weights + kv <= available {
         return Ok(());
     }
@@ -27,11 +30,11 @@ pub(super) fn check(
         (bytes < weights && bytes + kv <= available).then(|| format!("take --dtype {dtype} ({} MB), ", megabytes(bytes)))
     });
     Err(LoadError::TooLarge(format!(
-        "{name} needs {} MB for its weights with --dtype {asked} and {} MB for the keys and values of one context of {} tokens, \
+        "{name} needs {} MB for its weights with --dtype {asked} and {} MB for the keys and values of {} tokens, \
          and {} MB of memory are free: {}end other programs, or serve a smaller model",
         megabytes(weights),
         megabytes(kv),
-        shape.context,
+        kv / page_bytes * u64::from(PAGE_TOKENS),
         megabytes(available),
         smaller.unwrap_or_default(),
     )))
@@ -63,7 +66,8 @@ mod tests {
         let checkpoint = Checkpoint::open(&Folder::Bundled).unwrap();
         let shape = Shape { layers: 6, kv_heads: 8, head_dim: 32, context: 512 };
         let check = |dtype, megabytes: u64| {
-            let error = check("tiny", &checkpoint, Form::Packed(dtype), shape, KvDtype::F32, Some(megabytes * 1_000_000)).err();
+            let error =
+                check("tiny", &checkpoint, Form::Packed(dtype), shape, KvDtype::F32, None, Some(megabytes * 1_000_000)).err();
             error.map(|error| error.to_string())
         };
         assert_eq!((check(Dtype::F32, 40), check(Dtype::Q8, 16)), (None, None));

@@ -19,7 +19,7 @@ use tracing::info;
 
 use crate::engine::Info;
 use crate::kernels::{Isa, Pool};
-use crate::kv::{self, Cache};
+use crate::kv::{self, Storage};
 use crate::ops::Compute;
 use crate::{Checkpoint, Folder, LoadError, Progress, Source, Template, Tokenizer, memory};
 
@@ -54,7 +54,7 @@ impl Model {
     /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
     pub fn load(source: &Source, options: &LoadOptions, progress: &Progress) -> Result<Model, LoadError> {
         let (device, form) = place(options)?;
-        Model::load_on(source, device, form, options.kv_dtype, Isa::detect(), progress)
+        Model::load_on(source, device, form, options.kv_dtype, Isa::detect(), options.kv_memory, progress)
     }
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
@@ -77,7 +77,7 @@ impl Model {
     /// Tests compare forms and instruction sets.
     #[cfg(test)]
     pub(crate) fn load_as(source: &Source, device: Device, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
-        Model::load_on(source, device, form, kv_dtype, isa, &Progress::silent())
+        Model::load_on(source, device, form, kv_dtype, isa, None, &Progress::silent())
     }
 
     fn load_on(
@@ -86,13 +86,14 @@ impl Model {
         form: Form,
         kv_dtype: KvDtype,
         isa: Isa,
+        kv_memory: Option<u64>,
         progress: &Progress,
     ) -> Result<Model, LoadError> {
         let folder = source.folder();
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
         if device.is_cpu() {
-            fit::check(source.name(), &checkpoint, form, config.kv_shape(), kv_dtype, memory::available())?;
+            fit::check(source.name(), &checkpoint, form, config.kv_shape(), kv_dtype, kv_memory, memory::available())?;
         }
         let (body, known_by) = config.body();
         let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
@@ -160,11 +161,11 @@ impl Model {
     }
 
     /// KV memory for an engine.
-    pub(crate) fn cache(&self, pages: u32) -> candle_core::Result<Cache> {
+    pub(crate) fn cache(&self, pages: u32) -> candle_core::Result<Storage> {
         let shape = self.config.kv_shape();
         match self.form {
-            Form::Packed(_) => Cache::for_kernels(shape, self.kv_dtype, pages),
-            Form::Plain(dtype) => Cache::plain(shape, pages, dtype, &self.device),
+            Form::Packed(_) => Storage::for_kernels(shape, self.kv_dtype, pages),
+            Form::Plain(dtype) => Storage::plain(shape, pages, dtype, &self.device),
         }
     }
 
@@ -187,6 +188,16 @@ impl Model {
     /// What a checkpoint calls the matrix of such a size.
     pub(crate) fn product(&self, inputs: usize, columns: usize) -> Option<&'static str> {
         self.config.product(inputs, columns)
+    }
+
+    /// Whether a row's bits are the same in any company.
+    pub(crate) fn is_exact(&self) -> bool {
+        matches!(self.form, Form::Packed(_))
+    }
+
+    /// Bytes of a KV page of all layers.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.kv_shape().page_bytes(self.kv_dtype())
     }
 
     pub(crate) fn kv_shape(&self) -> kv::Shape {

@@ -12,6 +12,9 @@ pub struct LoadOptions {
     pub dtype: Dtype,
     /// And keys and values as what.
     pub kv_dtype: KvDtype,
+    /// Bytes that an engine's KV is going to have, so that what does not fit beside the weights is refused before they are
+    /// loaded; `None`: see [`crate::Options::kv_memory`].
+    pub kv_memory: Option<u64>,
 }
 
 /// Where weights go and steps are computed: `auto`, `cpu`, `cuda:N`.

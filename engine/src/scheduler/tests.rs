@@ -1,41 +1,59 @@
-//! The rules one by one, and every promise about plans under random loads.
+//! The rules one by one; `tests/random.rs` has every promise about plans under random loads.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
+mod random;
 
 use super::*;
 
-const LIMITS: Limits = Limits { batch_max: 4, step_tokens: 16, pages: 16, page_tokens: 4 };
+const LIMITS: Limits = Limits { batch_max: 4, step_tokens: 16, pages: 16, page_tokens: 4, speculate: false };
+
+/// A prompt that has nothing in common with others'.
+fn prompt(id: u64, tokens: u32) -> Vec<u32> {
+    (0..tokens).map(|i| id as u32 * 1000 + i).collect()
+}
 
 fn submitted(id: u64, prompt_tokens: u32) -> Event {
-    Event::Submitted { id: SequenceId(id), prompt_tokens, tokens_max: prompt_tokens + 1 }
+    Event::Submitted { id: SequenceId(id), tokens: prompt(id, prompt_tokens), tokens_max: prompt_tokens + 1 }
 }
 
 fn ended(id: u64) -> Event {
     Event::Ended { id: SequenceId(id) }
 }
 
-fn decode(id: u64) -> Work {
-    Work { id: SequenceId(id), tokens: 1, samples: true }
+fn work(id: u64, from: u32, tokens: u32, samples: bool) -> Work {
+    Work { id: SequenceId(id), from, tokens, samples, draft: Vec::new() }
 }
 
-fn chunk(id: u64, tokens: u32) -> Work {
-    Work { id: SequenceId(id), tokens, samples: false }
+fn decode(id: u64, from: u32) -> Work {
+    work(id, from, 1, true)
 }
 
-fn last_chunk(id: u64, tokens: u32) -> Work {
-    Work { id: SequenceId(id), tokens, samples: true }
+fn chunk(id: u64, from: u32, tokens: u32) -> Work {
+    work(id, from, tokens, false)
+}
+
+fn last_chunk(id: u64, from: u32, tokens: u32) -> Work {
+    work(id, from, tokens, true)
+}
+
+/// Plans, and does what a runner does: every part that samples draws a token, told from all others.
+fn step(scheduler: &mut Scheduler) -> Plan {
+    let plan = scheduler.plan();
+    for work in plan.work.iter().filter(|work| work.samples) {
+        assert!(scheduler.feed(Event::Drawn { id: work.id, tokens: vec![9_000_000 + work.id.0 as u32 * 1000 + work.from] }));
+    }
+    plan
 }
 
 #[test]
 fn a_newcomer_joins_at_the_next_step() {
     let mut scheduler = Scheduler::new(LIMITS, None);
     scheduler.feed(submitted(1, 3));
-    assert_eq!(scheduler.plan(), Plan { joined: vec![SequenceId(1)], work: vec![last_chunk(1, 3)] });
+    let first = Plan { joined: vec![SequenceId(1)], work: vec![last_chunk(1, 0, 3)], ..Plan::default() };
+    assert_eq!(step(&mut scheduler), first);
     scheduler.feed(submitted(2, 5));
-    assert_eq!(scheduler.plan(), Plan { joined: vec![SequenceId(2)], work: vec![decode(1), last_chunk(2, 5)] });
-    assert_eq!(scheduler.plan(), Plan { joined: vec![], work: vec![decode(1), decode(2)] });
+    let second = Plan { joined: vec![SequenceId(2)], work: vec![decode(1, 3), last_chunk(2, 0, 5)], ..Plan::default() };
+    assert_eq!(step(&mut scheduler), second);
+    assert_eq!(step(&mut scheduler), Plan { work: vec![decode(1, 4), decode(2, 5)], ..Plan::default() });
 }
 
 #[test]
@@ -43,36 +61,33 @@ fn a_finished_one_leaves_at_once_and_the_next_takes_its_slot() {
     let mut scheduler = Scheduler::new(Limits { batch_max: 1, ..LIMITS }, None);
     scheduler.feed(submitted(1, 1));
     scheduler.feed(submitted(2, 1));
-    assert_eq!(scheduler.plan().work, vec![last_chunk(1, 1)]);
-    assert_eq!(scheduler.plan().work, vec![decode(1)]);
+    assert_eq!(step(&mut scheduler).work, [decode(1, 0)]);
+    assert_eq!(step(&mut scheduler).work, [decode(1, 1)]);
     scheduler.feed(ended(1));
-    assert_eq!(scheduler.plan().work, vec![last_chunk(2, 1)]);
+    assert_eq!(step(&mut scheduler).work, [decode(2, 0)]);
 }
 
 #[test]
 fn a_long_prompt_is_chunked_and_stalls_nobody() {
     let mut scheduler = Scheduler::new(LIMITS, None);
     scheduler.feed(submitted(1, 1));
-    scheduler.plan();
+    step(&mut scheduler);
     scheduler.feed(submitted(2, 40));
-    assert_eq!(scheduler.plan().work, vec![decode(1), chunk(2, 15)]);
-    assert_eq!(scheduler.plan().work, vec![decode(1), chunk(2, 15)]);
-    assert_eq!(scheduler.plan().work, vec![decode(1), last_chunk(2, 10)]);
-    assert_eq!(scheduler.plan().work, vec![decode(1), decode(2)]);
+    assert_eq!(step(&mut scheduler).work, [decode(1, 1), chunk(2, 0, 15)]);
+    assert_eq!(step(&mut scheduler).work, [decode(1, 2), chunk(2, 15, 15)]);
+    assert_eq!(step(&mut scheduler).work, [decode(1, 3), last_chunk(2, 30, 10)]);
+    assert_eq!(step(&mut scheduler).work, [decode(1, 4), decode(2, 40)]);
 }
 
 #[test]
-fn nobody_joins_without_the_pages_for_its_whole_answer() {
-    let mut scheduler = Scheduler::new(Limits { pages: 3, ..LIMITS }, None);
-    let big = |id| Event::Submitted { id: SequenceId(id), prompt_tokens: 1, tokens_max: 8 };
-    assert!(scheduler.feed(big(1)));
-    assert!(scheduler.feed(big(2)));
-    assert_eq!(scheduler.plan().joined, vec![SequenceId(1)]);
-    assert_eq!(scheduler.plan().joined, vec![]);
-    scheduler.feed(ended(1));
-    assert_eq!(scheduler.plan().joined, vec![SequenceId(2)]);
-    let hopeless = Event::Submitted { id: SequenceId(3), prompt_tokens: 1, tokens_max: 13 };
-    assert!(!scheduler.feed(hopeless), "four pages never fit into three");
+fn a_long_prompt_alone_takes_larger_chunks_and_beside_others_only_what_is_soon_done() {
+    let mut scheduler = Scheduler::new(Limits { step_tokens: 128, pages: 1000, ..LIMITS }, None);
+    scheduler.feed(submitted(1, 2000));
+    assert_eq!(step(&mut scheduler).work, [chunk(1, 0, 128)]);
+    scheduler.feed(Event::Took { micros: 12_800 });
+    assert_eq!(step(&mut scheduler).work, [chunk(1, 128, 512)]);
+    scheduler.feed(Event::Took { micros: 512_000_000 });
+    assert_eq!(step(&mut scheduler).work, [chunk(1, 640, 32)], "a machine that has become slow");
 }
 
 #[test]
@@ -80,135 +95,110 @@ fn a_cancelled_one_is_gone_wherever_it_was() {
     let mut scheduler = Scheduler::new(Limits { batch_max: 1, ..LIMITS }, None);
     scheduler.feed(submitted(1, 1));
     scheduler.feed(submitted(2, 1));
-    scheduler.plan();
+    step(&mut scheduler);
     assert!(scheduler.feed(Event::Cancelled { id: SequenceId(2) }));
     assert!(scheduler.feed(Event::Cancelled { id: SequenceId(1) }));
     assert!(!scheduler.feed(Event::Cancelled { id: SequenceId(1) }));
     assert!(scheduler.is_idle());
-    assert_eq!(scheduler.plan(), Plan::default());
+    assert_eq!(step(&mut scheduler), Plan::default());
 }
 
-#[derive(Clone, Debug)]
-enum Act {
-    Submit { prompt: u32, answer: u32 },
-    Cancel(usize),
-    Step,
+#[test]
+fn what_can_never_fit_is_refused_and_what_fits_alone_is_not() {
+    let mut scheduler = Scheduler::new(Limits { pages: 3, ..LIMITS }, None);
+    let submit = |id, tokens_max| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 1), tokens_max };
+    assert!(!scheduler.feed(submit(1, 13)), "four pages never fit into three");
+    assert!(scheduler.feed(submit(2, 12)));
+    assert!(!scheduler.feed(submit(2, 12)), "it is here");
+    assert!(!scheduler.feed(Event::Submitted { id: SequenceId(3), tokens: Vec::new(), tokens_max: 4 }));
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let act = prop_oneof![
-        3 => (0u32..50, 1u32..12).prop_map(|(prompt, answer)| Act::Submit { prompt, answer }),
-        1 => any::<prop::sample::Index>().prop_map(|index| Act::Cancel(index.index(64))),
-        5 => Just(Act::Step),
-    ];
-    proptest::collection::vec(act, 0..120)
+#[test]
+fn a_newcomer_waits_until_those_who_run_have_room_to_grow() {
+    let mut scheduler = Scheduler::new(Limits { pages: 5, ..LIMITS }, None);
+    let submit = |id| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 3), tokens_max: 20 };
+    scheduler.feed(submit(1));
+    scheduler.feed(submit(2));
+    // Two pages for their tokens and two for each to grow are six.
+    assert_eq!(step(&mut scheduler).joined, [SequenceId(1)]);
+    assert_eq!(step(&mut scheduler).joined, []);
+    scheduler.feed(ended(1));
+    assert_eq!(step(&mut scheduler).joined, [SequenceId(2)]);
 }
 
-fn limits() -> impl Strategy<Value = Limits> {
-    (1u32..6, 1u32..24, 16u32..40, 1u32..9).prop_map(|(batch_max, step_tokens, pages, page_tokens)| Limits {
-        batch_max,
-        step_tokens,
-        pages,
-        page_tokens,
-    })
-}
-
-/// What a runner would know of a sequence.
-struct Live {
-    prompt: u32,
-    computed: u32,
-    answer_left: u32,
-    tokens_max: u32,
-    joined: bool,
-}
-
-/// Carries out one plan like a runner, and checks every promise about it.
-fn step(scheduler: &mut Scheduler, live: &mut BTreeMap<SequenceId, Live>, limits: Limits) -> Plan {
-    let plan = scheduler.plan();
-    let waiting_first = live.iter().filter(|(_, live)| !live.joined).map(|(id, _)| *id).take(plan.joined.len());
-    assert_eq!(plan.joined, waiting_first.collect::<Vec<_>>(), "first come, first served");
-    for id in &plan.joined {
-        live.get_mut(id).expect("only live sequences join").joined = true;
+#[test]
+fn the_youngest_makes_room_for_the_oldest_and_comes_back() {
+    let mut scheduler = Scheduler::new(Limits { pages: 6, ..LIMITS }, None);
+    let submit = |id| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 3), tokens_max: 16 };
+    scheduler.feed(submit(1));
+    scheduler.feed(submit(2));
+    assert_eq!(step(&mut scheduler).joined.len(), 2);
+    scheduler.feed(submit(3));
+    let mut plans = Vec::new();
+    while plans.last().is_none_or(|plan: &Plan| plan.preempted.is_empty()) {
+        plans.push(step(&mut scheduler));
     }
-    let batch: Vec<_> = live.iter().filter(|(_, live)| live.joined).collect();
-    assert!(batch.len() <= limits.batch_max as usize);
-    let pages: u32 = batch.iter().map(|(_, live)| live.tokens_max.div_ceil(limits.page_tokens)).sum();
-    assert!(pages <= limits.pages, "KV within its budget");
-    let must_decode: BTreeSet<_> = batch.iter().filter(|(_, live)| live.computed >= live.prompt).map(|(id, _)| **id).collect();
-    assert!(plan.work.len() <= batch.len());
-    if batch.is_empty() {
-        assert!(live.is_empty(), "somebody waits and nobody runs");
-    } else {
-        assert!(!plan.work.is_empty(), "every step is progress");
+    let plan = plans.last().unwrap();
+    // Both have 12 tokens in three pages and want a fourth.
+    assert_eq!((&plan.preempted[..], &plan.joined[..]), (&[SequenceId(2)][..], &[][..]));
+    assert_eq!(plan.work, [decode(1, 12)]);
+    while scheduler.tokens(SequenceId(1)).len() < 16 {
+        assert_eq!(step(&mut scheduler).joined, [], "the third does not overtake the second");
     }
-    let mut prompt_tokens = 0;
-    let mut seen = BTreeSet::new();
-    for work in &plan.work {
-        assert!(seen.insert(work.id), "once a step");
-        let sequence = live.get_mut(&work.id).expect("only live sequences run");
-        assert!(sequence.joined && work.tokens > 0);
-        if sequence.computed >= sequence.prompt {
-            assert_eq!((work.tokens, work.samples), (1, true));
-        } else {
-            prompt_tokens += work.tokens;
-            assert_eq!(work.samples, sequence.computed + work.tokens == sequence.prompt);
-        }
-        sequence.computed += work.tokens;
-        assert!(sequence.computed <= sequence.tokens_max);
-    }
-    assert!(must_decode.is_subset(&seen), "whoever can decode does");
-    let decodes = u32::try_from(must_decode.len()).unwrap();
-    assert!(prompt_tokens <= limits.step_tokens.saturating_sub(decodes).max(1), "the budget holds");
-    for work in plan.work.iter().filter(|work| work.samples) {
-        let sequence = live.get_mut(&work.id).unwrap();
-        sequence.answer_left -= 1;
-        if sequence.answer_left == 0 {
-            assert!(scheduler.feed(Event::Ended { id: work.id }));
-            live.remove(&work.id);
-        }
-    }
-    plan
+    scheduler.feed(ended(1));
+    let plan = step(&mut scheduler);
+    assert_eq!(plan.joined, [SequenceId(2)], "and then there is no room for the third to grow");
+    // The first took one page more, the end of what the second had computed; the others are still there.
+    assert_eq!(plan.work, [last_chunk(2, 8, 5)]);
+    assert_eq!(scheduler.tokens(SequenceId(2)).len(), 14);
+    assert_eq!(scheduler.stats().preemptions, 1);
+    assert_eq!(scheduler.stats().tokens_looked_up, 6, "who comes back is not counted again");
 }
 
-proptest! {
-    #[test]
-    fn every_sequence_ends_exactly_once_within_all_bounds(acts in acts(), limits in limits()) {
-        let recording = Recording::default();
-        let mut scheduler = Scheduler::new(limits, Some(recording.clone()));
-        let mut live: BTreeMap<SequenceId, Live> = BTreeMap::new();
-        let mut next = 0;
-        for act in acts {
-            match act {
-                Act::Submit { prompt, answer } => {
-                    next += 1;
-                    let id = SequenceId(next);
-                    let prompt = prompt.max(1);
-                    let tokens_max = prompt + answer;
-                    let taken = scheduler.feed(Event::Submitted { id, prompt_tokens: prompt, tokens_max });
-                    prop_assert_eq!(taken, tokens_max.div_ceil(limits.page_tokens) <= limits.pages);
-                    if taken {
-                        live.insert(id, Live { prompt, computed: 0, answer_left: answer, tokens_max, joined: false });
-                    }
-                }
-                Act::Cancel(index) => {
-                    let id = live.keys().nth(index).copied().unwrap_or(SequenceId(u64::MAX));
-                    prop_assert_eq!(scheduler.feed(Event::Cancelled { id }), live.remove(&id).is_some());
-                }
-                Act::Step => {
-                    step(&mut scheduler, &mut live, limits);
-                }
-            }
-        }
-        // No starvation: what is there now is through after a bounded number of steps, one token a step at the worst.
-        let bound: u32 = live.values().map(|live| live.tokens_max).sum();
-        for _ in 0..bound {
-            step(&mut scheduler, &mut live, limits);
-        }
-        prop_assert!(live.is_empty());
-        prop_assert!(scheduler.is_idle());
-        prop_assert_eq!(scheduler.pages_free, limits.pages);
-        prop_assert_eq!(replay(recording.limits().unwrap(), &recording.records()), Ok(()));
+#[test]
+fn the_next_turn_of_a_chat_computes_only_what_is_new() {
+    let mut scheduler = Scheduler::new(LIMITS, None);
+    scheduler.feed(Event::Submitted { id: SequenceId(1), tokens: prompt(1, 10), tokens_max: 20 });
+    for _ in 0..4 {
+        step(&mut scheduler);
     }
+    let mut tokens = scheduler.tokens(SequenceId(1)).to_vec();
+    assert_eq!(tokens.len(), 14);
+    scheduler.feed(ended(1));
+    // Of the 14 tokens 13 were computed: three full pages.
+    tokens.extend(prompt(2, 3));
+    scheduler.feed(Event::Submitted { id: SequenceId(2), tokens: tokens.clone(), tokens_max: 20 });
+    assert_eq!(step(&mut scheduler).work, [last_chunk(2, 12, 5)]);
+    assert_eq!(scheduler.cached_tokens(SequenceId(2)), 12);
+    let stats = scheduler.stats();
+    assert_eq!((stats.tokens_looked_up, stats.tokens_reused, stats.pages_evicted), (27, 12, 0));
+    // Another one shares the pages while they are in use, and its last token is computed although all stands there.
+    scheduler.feed(Event::Submitted { id: SequenceId(3), tokens: tokens[..12].to_vec(), tokens_max: 20 });
+    assert_eq!(step(&mut scheduler).work, [decode(2, 17), last_chunk(3, 8, 4)]);
+    assert_eq!(scheduler.pages(SequenceId(2))[..2], scheduler.pages(SequenceId(3))[..2]);
+    step(&mut scheduler);
+    assert_eq!(scheduler.pages(SequenceId(2))[..3], scheduler.pages(SequenceId(3))[..3], "the same text stands once");
+}
+
+#[test]
+fn what_came_together_is_computed_once_where_the_budget_parts_it() {
+    let mut scheduler = Scheduler::new(LIMITS, None);
+    for id in 1..=2 {
+        scheduler.feed(Event::Submitted { id: SequenceId(id), tokens: prompt(7, 18), tokens_max: 20 });
+    }
+    assert_eq!(step(&mut scheduler).work, [chunk(1, 0, 16)]);
+    assert_eq!(step(&mut scheduler).work, [last_chunk(1, 16, 2), last_chunk(2, 16, 2)]);
+    assert_eq!(scheduler.cached_tokens(SequenceId(2)), 16);
+}
+
+#[test]
+fn of_a_failed_step_nothing_is_kept() {
+    let mut scheduler = Scheduler::new(LIMITS, None);
+    scheduler.feed(submitted(1, 10));
+    scheduler.plan();
+    scheduler.feed(Event::Failed { id: SequenceId(1) });
+    scheduler.feed(submitted(1, 10));
+    assert_eq!(scheduler.plan().work, [last_chunk(1, 0, 10)]);
 }
 
 #[test]
@@ -222,4 +212,20 @@ fn a_replay_notices_another_plan() {
         plan.work.clear();
     }
     assert_eq!(replay(LIMITS, &records).unwrap_err().line, 1);
+}
+
+#[test]
+fn a_sequence_that_repeats_itself_decodes_several_tokens_in_a_step() {
+    let mut scheduler = Scheduler::new(Limits { speculate: true, ..LIMITS }, None);
+    scheduler.feed(Event::Submitted { id: SequenceId(1), tokens: vec![1, 2, 3, 4, 5, 6, 1, 2, 3], tokens_max: 30 });
+    assert_eq!(scheduler.plan().work, [last_chunk(1, 0, 9)], "prompts leave no time to guess");
+    scheduler.feed(Event::Drawn { id: SequenceId(1), tokens: vec![4] });
+    assert_eq!(scheduler.plan().work, [Work { draft: vec![5, 6, 1], ..decode(1, 9) }]);
+    scheduler.feed(Event::Drawn { id: SequenceId(1), tokens: vec![5, 6, 7] });
+    assert_eq!(scheduler.plan().work, [decode(1, 12)]);
+    scheduler.feed(Event::Drawn { id: SequenceId(1), tokens: vec![1] });
+    assert_eq!((scheduler.stats().tokens_drafted, scheduler.stats().tokens_accepted), (3, 2));
+    // What does not fit is not guessed, and a neighbour that has a prompt to compute comes first.
+    scheduler.feed(submitted(2, 5));
+    assert!(scheduler.plan().work.iter().all(|work| work.draft.is_empty()));
 }

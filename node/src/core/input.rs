@@ -131,6 +131,7 @@ pub(crate) struct Snapshot {
     pub(crate) live: u32,
     pub(crate) epoch: u64,
     pub(crate) uptime: Duration,
+    pub(crate) kv: Option<v1::Kv>,
 }
 
 /// Tells the node's task. The task ends when the last handle is gone, or by [`Handle::stop`].

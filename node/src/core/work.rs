@@ -34,6 +34,11 @@ impl Work {
         Work { engine, kept: HashMap::new(), sequences: HashMap::new(), next_sequence: 0, to: None, parts: Vec::new(), tokens: 0 }
     }
 
+    /// How the engine uses its KV memory.
+    pub(super) fn kv(&self) -> v1::Kv {
+        translate::kv(self.engine.stats())
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.to.is_some()
     }

@@ -70,10 +70,6 @@ impl Backend for Backed {
     fn compute(&mut self, items: &mut [Item<'_, fake::State>]) -> Result<Vec<Outcome>, String> {
         self.0.compute(items)
     }
-
-    fn release(&mut self, state: &mut fake::State) {
-        self.0.release(state);
-    }
 }
 
 /// An engine, and its gate from outside.

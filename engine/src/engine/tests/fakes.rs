@@ -62,7 +62,7 @@ fn a_resumed_answer_goes_on_exactly() {
         for at in 0..=whole.tokens.len() {
             let resumed = Request { resume: whole.tokens[..at].to_vec(), ..request.clone() };
             let resumed = ask_one(&engine, &mut steps, resumed);
-            assert_eq!(resumed.finished(), whole.finished());
+            assert_eq!(resumed.content().3, whole.content().3);
             if at < whole.tokens.len() {
                 assert_eq!((&resumed.tokens[at..], &resumed.texts[at..]), (&whole.tokens[at..], &whole.texts[at..]));
             } else {
@@ -116,6 +116,59 @@ fn a_failing_step_fails_its_sequences_and_not_the_engine() {
         assert!(matches!(&refusal, Refusal::Engine(text) if text.contains(word)), "{refusal:?}");
     }
     assert_eq!(ask_one(&engine, &mut steps, request(2, "[[count 2]]")).text(), "1 2");
+}
+
+#[test]
+fn who_makes_a_step_fail_pays_for_it_alone() {
+    // A step takes long enough for all of them to be in one.
+    let (engine, mut steps) = Engine::fake(fake::Options { token_time: Duration::from_millis(2), ..fake::Options::default() });
+    let answers = ask(
+        &engine,
+        &mut steps,
+        ["[[count 40]]", "[[fail]]", "[[panic]]", "[[count 50]]"].iter().zip(1..).map(|(prompt, id)| request(id, prompt)),
+    );
+    assert_eq!((answers[&1].tokens.len(), answers[&4].tokens.len()), (41, 51));
+    assert!(matches!(answers[&2].refusal(), Refusal::Engine(text) if text.contains("failure")));
+    assert!(matches!(answers[&3].refusal(), Refusal::Engine(text) if text.contains("panic")));
+}
+
+#[test]
+fn a_loop_is_guessed_and_several_tokens_come_at_once() {
+    let (engine, mut steps) = quick();
+    let whole = ask_one(&engine, &mut steps, request(1, "[[loop 50]]"));
+    let expected: Vec<_> = (0..50).map(|i| (1 + i % 4).to_string()).collect();
+    assert_eq!((whole.text(), whole.tokens.len()), (expected.join(" "), 51));
+    assert!(whole.texts.len() < 30, "{} steps", whole.texts.len());
+    // What was guessed beyond an end is no part of the answer, whichever way it ends.
+    let stopped = ask_one(
+        &engine,
+        &mut steps,
+        Request { stop: vec!["4 1 2 3 4 1 2 3".into()], min_tokens: 30, ..request(2, "[[loop 50]]") },
+    );
+    assert_eq!(stopped.text(), expected[..31].join(" ") + " ");
+    assert_eq!(stopped.usage().completion_tokens, 39);
+    for tokens in 15..25 {
+        let cut = ask_one(&engine, &mut steps, Request { max_tokens: Some(tokens), ..request(3, "[[loop 50]]") });
+        assert_eq!((cut.tokens.len(), cut.reason()), (tokens as usize, FinishReason::Length));
+    }
+    let (plain, mut steps) = Engine::fake(fake::Options { speculate: false, ..fake::Options::default() });
+    let plainly = ask_one(&plain, &mut steps, request(1, "[[loop 50]]"));
+    assert_eq!((plainly.content(), plainly.texts.len()), (whole.content(), 52));
+}
+
+#[test]
+fn memory_for_few_serves_many_and_their_answers_are_the_same() {
+    let texts = |pages| {
+        let (engine, mut steps) = Engine::fake(fake::Options { pages, context: 256, ..fake::Options::default() });
+        let requests = (1..=12).map(|id| Request { max_tokens: Some(120), ignore_eos: true, ..request(id, "Tell me more") });
+        let answers = ask(&engine, &mut steps, requests);
+        stop(&engine);
+        (answers.values().map(Answer::text).collect::<Vec<_>>(), engine.stats().preemptions)
+    };
+    let (roomy, none) = texts(None);
+    let (tight, some) = texts(Some(16));
+    assert_eq!((roomy, none), (tight, 0));
+    assert!(some > 0);
 }
 
 #[test]
