@@ -17,8 +17,8 @@ use crate::{
 /// Which model, and how to load it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// A folder in Hugging Face layout, a hub name like owner/name or owner/name@revision, or `banyan-tiny`, which is in this
-    /// program. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
+    /// A folder in Hugging Face layout, a .gguf file, a hub name like owner/name, owner/name@revision or owner/name/file.gguf,
+    /// or `banyan-tiny`, which is in this program. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
     #[arg(long, env = "BANYAN_MODEL", value_name = "MODEL")]
     pub(crate) model: Option<String>,
     /// The weights' type: auto, f32, bf16, q8 or q4.

@@ -51,6 +51,8 @@ pub(crate) struct Repo {
     pub(crate) id: String,
     /// A branch, a tag or a commit.
     pub(crate) revision: String,
+    /// The one file that is wanted of it, a GGUF; `None`: a folder in Hugging Face layout.
+    pub(crate) file: Option<String>,
     /// SHA-256 of model.safetensors, where this program knows it by itself.
     pub(crate) weights_sha256: Option<&'static str>,
 }
@@ -110,10 +112,22 @@ impl Hub {
             Ok(())
         };
         let missing = |file: &str, hint| ResolveError::Incomplete { repo: repo.id.clone(), file: file.into(), hint };
-        for (file, hint) in [("config.json", "is it a transformers model?")] {
+        if let Some(file) = &repo.file {
             if !listing.has(file) {
-                return Err(missing(file, hint));
+                return Err(missing(file, "look on its page for what it has"));
             }
+            fetch(file)?;
+            if !is_commit(&repo.revision) {
+                cache.write_ref(commit)?;
+            }
+            return Ok(cache.folder(commit));
+        }
+        if !listing.has("config.json") {
+            let hint = match listing.has_gguf() {
+                true => "it has .gguf files: name one, as in owner/name/file.gguf",
+                false => "is it a transformers model?",
+            };
+            return Err(missing("config.json", hint));
         }
         // Small files first: a model of an unknown kind is noticed before its weights are fetched.
         let tokenizer: &[&str] = match (listing.has("tokenizer.json"), listing.has("vocab.json") && listing.has("merges.txt")) {

@@ -49,9 +49,9 @@ impl Source {
     /// Finds the model that `spec` names and fetches it where it has to; with the settings of the environment. Blocks until
     /// it is there.
     ///
-    /// A spec is a folder in Hugging Face layout, a GGUF file or a folder with one, `owner/name` or `owner/name@revision` of a hub model, `gpt2` and its
-    /// sizes, or `banyan-tiny`, the bundled model. Without one it is `gpt2`, or the bundled model where no hub can be
-    /// reached, which is then said in a line.
+    /// A spec is a folder in Hugging Face layout, a GGUF file or a folder with one, `owner/name` or `owner/name@revision` of a
+    /// hub model, `owner/name/file.gguf` of one that comes as GGUF files, `gpt2` and its sizes, or `banyan-tiny`, the bundled
+    /// model. Without one it is `gpt2`, or the bundled model where no hub can be reached, which is then said in a line.
     pub fn resolve(spec: Option<&str>, progress: &Progress) -> Result<Source, ResolveError> {
         Source::resolve_with(spec, &Hub::from_env(), progress)
     }
@@ -151,12 +151,16 @@ fn default(hub: &Hub, progress: &Progress) -> Result<Source, ResolveError> {
 
 fn fetch(repo: &Repo, hub: &Hub, progress: &Progress) -> Result<Source, ResolveError> {
     let folder = hub.fetch(repo, progress)?;
+    if let Some(file) = &repo.file {
+        return Ok(Source::from_file(&folder.join(file)));
+    }
     let name = repo.id.rsplit('/').next().unwrap_or(&repo.id).to_string();
     Ok(Source { folder: Folder::Disk(folder), name })
 }
 
 fn pinned() -> Repo {
-    Repo { id: DEFAULT.into(), revision: DEFAULT_REVISION.into(), weights_sha256: Some(DEFAULT_WEIGHTS_SHA256) }
+    let weights_sha256 = Some(DEFAULT_WEIGHTS_SHA256);
+    Repo { id: DEFAULT.into(), revision: DEFAULT_REVISION.into(), file: None, weights_sha256 }
 }
 
 /// The bundled model's name, an existing folder or file, what is written like a path, and else a hub model.
@@ -185,12 +189,17 @@ fn parse(spec: &str) -> Result<Spec, ResolveError> {
         !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(plain) && !name.starts_with('.') && !name.contains("..")
     };
     let is_revision = |revision: &str| revision.split('/').all(is_name);
+    // The file of a GGUF model stands behind the model's name.
+    let (id, file) = match id.rsplit_once('/') {
+        Some((model, file)) if model.contains('/') && gguf::is_gguf(file.as_ref()) && is_name(file) => (model, Some(file)),
+        _ => (id, None),
+    };
     let is_hub = id.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name));
     let revision = revision.unwrap_or("main");
     if !is_hub || !is_revision(revision) {
         return Err(unknown());
     }
-    Ok(Spec::Hub(Repo { id: id.into(), revision: revision.into(), weights_sha256: None }))
+    Ok(Spec::Hub(Repo { id: id.into(), revision: revision.into(), file: file.map(Into::into), weights_sha256: None }))
 }
 
 #[cfg(test)]
@@ -198,7 +207,7 @@ mod tests {
     use super::*;
 
     fn hub(id: &str, revision: &str) -> Spec {
-        Spec::Hub(Repo { id: id.into(), revision: revision.into(), weights_sha256: None })
+        Spec::Hub(Repo { id: id.into(), revision: revision.into(), file: None, weights_sha256: None })
     }
 
     #[test]
@@ -212,6 +221,9 @@ mod tests {
         assert_eq!(parse("gpt2").unwrap(), Spec::Hub(pinned()));
         assert_eq!(parse("openai-community/gpt2").unwrap(), Spec::Hub(pinned()));
         assert_eq!(parse("gpt2@main").unwrap(), hub("openai-community/gpt2", "main"));
+        let Spec::Hub(repo) = parse("owner/name-GGUF/name.Q4_K_M.gguf@v1").unwrap() else { panic!("of the hub") };
+        assert_eq!((&*repo.id, &*repo.revision), ("owner/name-GGUF", "v1"));
+        assert_eq!(repo.file.as_deref(), Some("name.Q4_K_M.gguf"));
     }
 
     #[test]
@@ -229,6 +241,9 @@ mod tests {
             "a/b@../x",
             "a/b@c@d",
             "é/b",
+            "a/b/c/d.gguf",
+            "x.gguf",
+            "a/b/..gguf",
             "a/b?x",
         ] {
             assert!(matches!(parse(spec), Err(ResolveError::Spec { .. })), "{spec:?}");

@@ -29,8 +29,8 @@ use crate::{
 
 #[derive(Clone, clap::Args)]
 pub(crate) struct Args {
-    /// A folder in Hugging Face layout, a hub name like owner/name or owner/name@revision, or `banyan-tiny`, which is in this
-    /// program. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
+    /// A folder in Hugging Face layout, a .gguf file, a hub name like owner/name, owner/name@revision or owner/name/file.gguf,
+    /// or `banyan-tiny`, which is in this program. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
     #[arg(long, env = "BANYAN_MODEL", value_name = "MODEL")]
     model: Option<String>,
     /// Takes random weights in the exact shape of a model, which are as fast as the real ones: gpt2 by default.

@@ -16,8 +16,8 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A folder in Hugging Face layout, a hub name like owner/name or owner/name@revision, or `banyan-tiny`. Without it: gpt2
-    /// from the cache or the hub, or else banyan-tiny.
+    /// A folder in Hugging Face layout, a .gguf file, a hub name like owner/name, owner/name@revision or owner/name/file.gguf,
+    /// or `banyan-tiny`. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
     #[arg(long, env = "BANYAN_MODEL", value_name = "MODEL")]
     model: Option<String>,
     /// Where to compute: auto, cpu or cuda:N.

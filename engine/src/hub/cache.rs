@@ -58,6 +58,9 @@ impl Cache {
     /// A snapshot's folder, if every file that a model needs is there and right.
     pub(super) fn whole(&self, commit: &str, progress: &Progress) -> Result<Option<PathBuf>, ResolveError> {
         let folder = self.folder(commit);
+        if let Some(file) = &self.repo.file {
+            return Ok(self.verified(commit, file, progress)?.map(|_| folder));
+        }
         let has = |name: &str| folder.join(name).is_file();
         let tokenizer = has("tokenizer.json") || has("vocab.json") && has("merges.txt");
         if !has("config.json") || !tokenizer {

@@ -13,6 +13,7 @@ use ureq::{Agent, Body};
 
 use super::{Hub, Repo};
 use crate::error::ResolveError;
+use crate::gguf;
 use crate::progress::Progress;
 
 /// A hub that can be reached is reached in less; a machine without network should not make its user wait longer.
@@ -54,6 +55,10 @@ pub(super) struct Listing {
 impl Listing {
     pub(super) fn has(&self, file: &str) -> bool {
         self.files.iter().any(|found| found == file)
+    }
+
+    pub(super) fn has_gguf(&self) -> bool {
+        self.files.iter().any(|file| gguf::is_gguf(file.as_ref()))
     }
 }
 

@@ -73,7 +73,7 @@ impl Client {
 }
 
 fn repo(id: &str) -> Repo {
-    Repo { id: id.into(), revision: "main".into(), weights_sha256: None }
+    Repo { id: id.into(), revision: "main".into(), file: None, weights_sha256: None }
 }
 
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {
@@ -231,6 +231,22 @@ fn shards_come_as_their_index_names_them() {
     let folder = client.fetch().unwrap();
     assert!(folder.join("one.safetensors").exists() && folder.join("two.safetensors").exists());
     assert!(folder.join("merges.txt").exists() && !folder.join("three.safetensors").exists());
+}
+
+#[test]
+fn of_a_model_in_gguf_files_the_one_that_was_named_comes() {
+    let server = Server::start(&[("name.Q4_0.gguf", weights()), ("name.Q8_0.gguf", b"not fetched".to_vec())]);
+    let mut client = Client::of(&server);
+    let source = client.resolve(Some("owner/name/name.Q4_0.gguf")).unwrap();
+    let file = client.in_cache(&format!("snapshots/{COMMIT}/name.Q4_0.gguf"));
+    assert_eq!((source.name(), source.folder()), ("name.Q4_0", &crate::Folder::Gguf(file.clone())));
+    assert_eq!(std::fs::read(&file).unwrap(), weights());
+    assert!(!file.with_file_name("name.Q8_0.gguf").exists());
+    let refused = |spec| client.resolve(Some(spec)).unwrap_err().to_string();
+    assert!(refused("owner/name/other.gguf").contains("no other.gguf"));
+    assert!(refused("owner/name").contains("name one, as in owner/name/file.gguf"));
+    client.hub.offline = true;
+    assert_eq!(client.resolve(Some("owner/name/name.Q4_0.gguf")).unwrap(), source);
 }
 
 #[test]

@@ -22,8 +22,8 @@ pub(crate) struct Weights<'a> {
     pool: Pool,
     /// What was taken so far: a line for each tensor.
     taken: Mutex<Vec<String>>,
-    /// Weights that were packed so far, by what they became.
-    packed: Mutex<Vec<(Dtype, u64)>>,
+    /// Weights that were packed so far, by what they are and what they became.
+    packed: Mutex<Vec<(Role, Dtype, u64)>>,
 }
 
 /// Where tensors come from.
@@ -147,10 +147,11 @@ impl<'a> Weights<'a> {
         if let Form::Plain(dtype) = self.form {
             let weight = self.on_device(matrix.floats(), &[columns, inputs], dtype)?.t().map_err(LoadError::Prepare)?;
             let bias = bias.map(|bias| self.on_device(bias, &[columns], dtype)).transpose()?;
-            self.packed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push((self.form.dtype(role, Dtype::F32), weight.elem_count() as u64));
+            self.packed.lock().unwrap_or_else(PoisonError::into_inner).push((
+                role,
+                self.form.dtype(role, Dtype::F32),
+                weight.elem_count() as u64,
+            ));
             return Ok(Linear::Plain { weight, bias });
         }
         let dtype = self.form.dtype(role, matrix.stored());
@@ -158,7 +159,7 @@ impl<'a> Weights<'a> {
         if let From::Checkpoint(_, _, loading) = &self.source {
             loading.advance(matrix.bytes());
         }
-        self.packed.lock().unwrap_or_else(PoisonError::into_inner).push((dtype, (inputs * columns) as u64));
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner).push((role, dtype, (inputs * columns) as u64));
         Ok(Linear::Packed { weight, bias: bias.unwrap_or_default() })
     }
 
@@ -184,21 +185,31 @@ impl<'a> Weights<'a> {
         Ok(stored)
     }
 
-    /// What most weights became.
+    /// What most weights of the layers became.
     pub(crate) fn dtype(&self) -> Dtype {
-        let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |dtype: Dtype| packed.iter().filter(|(of, _)| *of == dtype).map(|(_, weights)| weights).sum::<u64>();
-        let all = [Dtype::F32, Dtype::Bf16, Dtype::Q8, Dtype::Q4];
-        all.into_iter().max_by_key(|dtype| of(*dtype)).filter(|dtype| of(*dtype) > 0).unwrap_or(Dtype::F32)
+        DTYPES.into_iter().max_by_key(|dtype| self.packed(Role::Projection, *dtype)).expect("some dtype")
     }
 
-    /// What identifies everything that was taken.
+    /// Weights that were packed so.
+    fn packed(&self, role: Role, dtype: Dtype) -> u64 {
+        let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        packed.iter().filter(|packed| (packed.0, packed.1) == (role, dtype)).map(|packed| packed.2).sum()
+    }
+
+    /// What identifies everything that was taken, and what it became.
     pub(crate) fn identity(&self) -> [u8; 32] {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
         taken.sort_unstable();
+        for dtype in DTYPES {
+            let [projections, vocabulary] = [Role::Projection, Role::Vocabulary].map(|role| self.packed(role, dtype));
+            taken.push(format!("{dtype} {projections} {vocabulary}"));
+        }
         Sha256::digest(taken.join("\n")).into()
     }
 }
+
+/// What matrices may become; of two that are as many, the later one names a model. Plain tensors are f32.
+const DTYPES: [Dtype; 4] = [Dtype::Q4, Dtype::Q8, Dtype::Bf16, Dtype::F32];
 
 /// What a checkpoint calls a tensor: the prefix is the body's, and the head stands beside it.
 fn in_checkpoint(prefix: &str, name: &str) -> String {
