@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes tests/golden/*.json again with Hugging Face's libraries; see README.md.
 
-usage: make.py MODELS      MODELS: the folder that fetch.sh fills (mgm/, gpt2-tokenizer/)
+usage: make.py MODELS [NAME ...]      MODELS: the folder that fetch.sh fills; NAME: only these files
 """
 
 import hashlib
@@ -10,10 +10,11 @@ import pathlib
 import struct
 import sys
 
+import gguf
 import tokenizers
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import templates
 import weights
@@ -22,12 +23,18 @@ from strings import SplitMix, strings
 HERE = pathlib.Path(__file__).parent
 OUT = HERE.parent / "tests" / "golden"
 TINY = HERE.parent / "banyan-tiny"
-MODELS = pathlib.Path(sys.argv[1])
+MODELS, ONLY = pathlib.Path(sys.argv[1]), sys.argv[2:]
 
 STRINGS, STRINGS_SEED, PER_HASH = 4000, 2026, 50
 DECODED, DECODED_SEED = 1000, 11
 SAMPLE = 61  # logits per position, evenly spread over the vocabulary
 GREEDY = 48
+# "<s> Once upon a time" to stories15M, and SmolLM2's chat template of "What is the capital of France?".
+STORY = [1, 9038, 2501, 263, 931]
+CHAT = [
+    *[1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198],
+    *[1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198],
+]
 
 
 def versions():
@@ -49,12 +56,75 @@ def random_gpt2():
     return model
 
 
+def random_llama(config):
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights.tensor(name.removeprefix("model."), tuple(parameter.shape))))
+    model.tie_weights()
+    return model
+
+
 def folder(path):
-    return GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+
+
+def smollm2(path):
+    """The model of a llama.cpp file: dequantized, and with its rows in transformers' order of rotation."""
+    reader = gguf.GGUFReader(path)
+    field = lambda name: reader.fields[name].contents()
+    heads, kv_heads = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
+    names = {
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+    }
+    tensors = {}
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype("float32")
+        values = values.reshape([int(size) for size in reversed(tensor.shape)])
+        parts = tensor.name.split(".")
+        if parts[-2] in ("attn_q", "attn_k"):
+            count = heads if parts[-2] == "attn_q" else kv_heads
+            values = values.reshape(count, values.shape[0] // count // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
+        layer = f"model.layers.{parts[1]}." if parts[0] == "blk" else ""
+        tensors[f"{layer}{names[parts[-2]]}.weight"] = torch.from_numpy(values.copy())
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=field("llama.vocab_size"),
+        hidden_size=field("llama.embedding_length"),
+        intermediate_size=field("llama.feed_forward_length"),
+        num_hidden_layers=field("llama.block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=field("llama.context_length"),
+        rms_norm_eps=field("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=field("llama.rope.freq_base"),
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    missing = model.load_state_dict(tensors, strict=False).missing_keys
+    assert missing == ["lm_head.weight"], missing
+    model.tie_weights()
+    return model
 
 
 @torch.no_grad()
-def logits(name, model, lengths):
+def logits(name, model, lengths, prompts=()):
+    """Of random tokens; greedy texts after random prompts, and after `prompts`."""
+    if not wanted(f"logits-{name}"):
+        return
+    model = model()
     model.eval()
     vocabulary = model.config.vocab_size
     rng = SplitMix(weights.fnv1a64(name))
@@ -77,8 +147,7 @@ def logits(name, model, lengths):
         runs.append({"tokens": tokens, "positions": positions})
     # Greedy continuations, with how far the second choice was away.
     continuations = []
-    for length in (1, 12):
-        prompt = [rng.below(vocabulary) for _ in range(length)]
+    for prompt in [[rng.below(vocabulary) for _ in range(length)] for length in (1, 12)] + list(prompts):
         tokens, generated, margins = list(prompt), [], []
         for _ in range(GREEDY):
             top = torch.topk(model(torch.tensor([tokens])).logits[0, -1], 2)
@@ -126,15 +195,26 @@ def tokenizer(name, path):
     )
 
 
+def wanted(name):
+    return not ONLY or name in ONLY
+
+
 def main():
     torch.set_num_threads(2)
     OUT.mkdir(exist_ok=True)
-    write("templates.json", {"made_with": versions(), "cases": templates.cases()})
-    tokenizer("banyan-tiny", TINY)
-    tokenizer("gpt2", MODELS / "gpt2-tokenizer")
-    logits("banyan-tiny", folder(TINY), (3, 64, 200))
-    logits("mgm", folder(MODELS / "mgm"), (3, 64, 200))
-    logits("random-gpt2", random_gpt2(), (3, 40))
+    if wanted("templates"):
+        write("templates.json", {"made_with": versions(), "cases": templates.cases()})
+    if wanted("tokenizer-banyan-tiny"):
+        tokenizer("banyan-tiny", TINY)
+    if wanted("tokenizer-gpt2"):
+        tokenizer("gpt2", MODELS / "gpt2-tokenizer")
+    logits("banyan-tiny", lambda: folder(TINY), (3, 64, 200))
+    logits("mgm", lambda: folder(MODELS / "mgm"), (3, 64, 200))
+    logits("random-gpt2", random_gpt2, (3, 40))
+    for name, config in json.loads((OUT / "llama-variants.json").read_text()).items():
+        logits(name, lambda: random_llama(config), (3, 60))
+    logits("stories15M", lambda: folder(MODELS / "stories15M"), (3, 64, 200), [STORY])
+    logits("smollm2", lambda: smollm2(next((MODELS / "smollm2").glob("*.gguf"))), (3, 200), [CHAT])
 
 
 main()

@@ -1,20 +1,31 @@
 """Weights that are a function of their names, so that 500 MB of them need not be committed.
 
 Element i (row-major, as stored) of tensor `name` is made of h = mix(fnv1a64(name) + (i + 1) * 0x9E3779B97F4A7C15), where mix is
-SplitMix64's: u = ((h >> 40) - 2^23) / 2^23 in [-1, 1), times a power of two by the kind of tensor, plus 1 for a LayerNorm's
-weight. Every step is exact in f32, so tests/common/weights.rs makes the same bits.
+SplitMix64's: u = ((h >> 40) - 2^23) / 2^23 in [-1, 1), times a power of two by the kind of tensor, plus 1 for a norm's
+weight. Every step is exact in f32, so tests/golden/weights.rs makes the same bits.
 """
 
 import numpy as np
 
-SCALES = [(".weight", "ln_", 2.0**-3, 1.0), ("wte.weight", "", 2.0**-4, 0.0), ("attn.c_attn.weight", "", 2.0**-4, 0.0)]
+# The end of a name, a part of it, factor, offset: GPT-2's, then the llama family's.
+SCALES = [
+    (".weight", "ln_", 2.0**-3, 1.0),
+    ("wte.weight", "", 2.0**-4, 0.0),
+    ("attn.c_attn.weight", "", 2.0**-4, 0.0),
+    ("norm.weight", "", 2.0**-3, 1.0),
+    ("_proj.weight", "", 2.0**-2, 0.0),
+    ("_proj.bias", "", 2.0**-2, 0.0),
+    ("embed_tokens.weight", "", 2.0**-1, 0.0),
+    ("lm_head.weight", "", 2.0**-2, 0.0),
+]
 
 
 def scale(name):
     """(factor, offset) of a tensor."""
-    for suffix, part, factor, offset in SCALES:
-        if name.endswith(suffix) and part in name:
-            return factor, offset
+    if "c_proj" not in name:
+        for suffix, part, factor, offset in SCALES:
+            if name.endswith(suffix) and part in name:
+                return factor, offset
     return 2.0**-5, 0.0
 
 

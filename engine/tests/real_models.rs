@@ -26,6 +26,19 @@ fn a_trained_models_logits_agree_with_transformers() {
 }
 
 #[test]
+fn a_small_llamas_logits_and_stories_agree_with_transformers() {
+    let source = Source::from_folder(&folder("stories15M")).expect("a model's folder");
+    logits::agrees(&source, include_str!("golden/logits-stories15M.json"));
+}
+
+#[test]
+fn a_llama_cpp_files_logits_and_chat_agree_with_transformers() {
+    let file = folder("smollm2").join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let source = Source::from_file(&file);
+    logits::agrees(&source, include_str!("golden/logits-smollm2.json"));
+}
+
+#[test]
 fn gpt2s_tokenizer_agrees_with_hugging_faces() {
     tokenizer::agrees(&Folder::Disk(folder("gpt2-tokenizer")), include_str!("golden/tokenizer-gpt2.json"));
 }

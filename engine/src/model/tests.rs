@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 
-use super::{Form, Model};
+use super::{Config, Form, Model};
 use crate::kernels::{Isa, Pool, Segment};
 use crate::kv::{PAGE_TOKENS, Storage};
 use crate::pages::Pages;
@@ -14,6 +14,27 @@ fn load(form: Form, isa: Isa) -> Model {
 
 fn load_with(form: Form, kv_dtype: KvDtype, isa: Isa) -> Model {
     Model::load_as(&Source::bundled(), Device::Cpu, form, kv_dtype, isa).expect("the bundled model loads")
+}
+
+/// A small model of the llama family: grouped queries, a head's width of its own, odd sizes, and what `change` adds.
+fn llama(model_type: &str, change: serde_json::Value, form: Form, kv_dtype: KvDtype, isa: Isa) -> Model {
+    let mut config = serde_json::json!({
+        "model_type": model_type, "vocab_size": 4099, "hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 96,
+    });
+    for (name, value) in change.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    Model::random_of(model_type, Config::read(&config, "config.json").unwrap(), form, kv_dtype, isa).expect("noise is a model")
+}
+
+/// What is told apart of the llama family, each in one of these.
+fn llamas(form: Form, kv_dtype: KvDtype, isa: Isa) -> [Model; 2] {
+    let scaling = serde_json::json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32});
+    let untied = serde_json::json!({"rope_scaling": scaling, "attention_bias": true, "mlp_bias": true});
+    let tied = serde_json::json!({"tie_word_embeddings": true, "head_dim": 16});
+    [llama("llama", untied, form, kv_dtype, isa), llama("qwen3", tied, form, kv_dtype, isa)]
 }
 
 fn text() -> Vec<u32> {
@@ -75,46 +96,56 @@ fn same(a: &[Vec<f32>], b: &[Vec<f32>], what: &str) {
 #[test]
 fn a_positions_logits_have_the_same_bits_by_any_chunking_in_any_company_with_any_threads() {
     let pools = [1, 2, 3].map(|threads| Pool::new(threads).unwrap());
-    let text = text();
     for isa in Isa::all() {
-        for (dtype, kv_dtype) in [(Dtype::F32, KvDtype::F32), (Dtype::Q8, KvDtype::F16), (Dtype::Q8, KvDtype::Q8)] {
-            let model = load_with(Form::Packed(dtype), kv_dtype, isa);
-            let whole = Bench::new(&model, &pools[0]).by(&text, text.len());
-            assert!(whole.iter().flatten().all(|logit| logit.is_finite()));
-            for (chunk, pool) in [(1, 1), (2, 2), (7, 0), (16, 1), (33, 2)] {
-                let chunked = Bench::new(&model, &pools[pool]).by(&text, chunk);
-                same(&chunked, &whole, &format!("{isa} {dtype} by {chunk} on {} threads", pool + 1));
+        for (dtype, kv_dtype) in
+            [(Dtype::F32, KvDtype::F32), (Dtype::Bf16, KvDtype::F16), (Dtype::Q8, KvDtype::Q8), (Dtype::Q4, KvDtype::F16)]
+        {
+            let form = Form::Packed(dtype);
+            for model in [load_with(form, kv_dtype, isa)].into_iter().chain(llamas(form, kv_dtype, isa)) {
+                has_the_same_bits(&model, &pools, &format!("{} {isa} {dtype} {kv_dtype}", model.name));
             }
-            // Others before and behind, at other places of other texts, decoding and prefilling.
-            let mut bench = Bench::new(&model, &pools[1]);
-            let other: Vec<u32> = text.iter().rev().copied().collect();
-            let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
-            bench.step(&mut [(&other, 0..20, &mut a)]);
-            let mut logits = Vec::new();
-            for (turn, start) in (0..text.len()).step_by(5).enumerate() {
-                let mut parts = [
-                    (&other[..], 20 + turn..21 + turn, &mut a),
-                    (&text[..], start..start + 5, &mut b),
-                    (&other[..], turn * 3..turn * 3 + 3, &mut c),
-                ];
-                logits.extend_from_slice(&bench.step(&mut parts)[1..6]);
-            }
-            same(&logits, &whole, &format!("{isa} {dtype} in company"));
         }
     }
+}
+
+fn has_the_same_bits(model: &Model, pools: &[Pool; 3], what: &str) {
+    let text = text();
+    let whole = Bench::new(model, &pools[0]).by(&text, text.len());
+    assert!(whole.iter().flatten().all(|logit| logit.is_finite()));
+    for (chunk, pool) in [(1, 1), (2, 2), (7, 0), (16, 1), (33, 2)] {
+        let chunked = Bench::new(model, &pools[pool]).by(&text, chunk);
+        same(&chunked, &whole, &format!("{what} by {chunk} on {} threads", pool + 1));
+    }
+    // Others before and behind, at other places of other texts, decoding and prefilling.
+    let mut bench = Bench::new(model, &pools[1]);
+    let other: Vec<u32> = text.iter().rev().copied().collect();
+    let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
+    bench.step(&mut [(&other, 0..20, &mut a)]);
+    let mut logits = Vec::new();
+    for (turn, start) in (0..text.len()).step_by(5).enumerate() {
+        let mut parts = [
+            (&other[..], 20 + turn..21 + turn, &mut a),
+            (&text[..], start..start + 5, &mut b),
+            (&other[..], turn * 3..turn * 3 + 3, &mut c),
+        ];
+        logits.extend_from_slice(&bench.step(&mut parts)[1..6]);
+    }
+    same(&logits, &whole, &format!("{what} in company"));
 }
 
 #[test]
 fn the_kernels_agree_with_candles_operations() {
     let pool = Pool::new(2).unwrap();
     let text = text();
-    let plain = load(Form::Plain(DType::F32), Isa::detect());
-    let want = Bench::new(&plain, &pool).by(&text, 19);
+    let all = |form, isa| [load(form, isa)].into_iter().chain(llamas(form, KvDtype::Auto, isa));
+    let wanted: Vec<_> =
+        all(Form::Plain(DType::F32), Isa::detect()).map(|plain| Bench::new(&plain, &pool).by(&text, 19)).collect();
     for isa in Isa::all() {
-        let model = load(Form::Packed(Dtype::F32), isa);
-        let got = Bench::new(&model, &pool).by(&text, 19);
-        let worst = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-        assert!(worst < 2e-4, "{isa}: {worst}");
+        for (model, want) in all(Form::Packed(Dtype::F32), isa).zip(&wanted) {
+            let got = Bench::new(&model, &pool).by(&text, 19);
+            let worst = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+            assert!(worst < 2e-4, "{} {isa}: {worst}", model.name);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use banyan_engine::{
 use serde_json::Value;
 
 /// Allowed difference of a logit.
-const TOLERANCE: f32 = 1e-4;
+const TOLERANCE: f32 = 2e-4;
 
 /// Where the second choice is nearer than that, either may be taken.
 const MARGIN: f64 = 1e-3;
