@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::Pool;
 use crate::model::Reading;
-use crate::{DeviceChoice, Dtype, LoadError, LoadOptions, Model, Progress, Source, threads};
+use crate::{DeviceChoice, Dtype, KvDtype, LoadError, LoadOptions, Model, Progress, Source, threads};
 
 /// The first four chapters of Lewis Carroll's 'Alice's Adventures in Wonderland' (1865, in the public domain).
 pub const TEXT: &str = include_str!("../quality/alice.txt");
@@ -22,8 +22,8 @@ const PART: usize = 64;
 pub struct Plan {
     /// The text to predict.
     pub text: String,
-    /// What to compare with f32.
-    pub dtypes: Vec<Dtype>,
+    /// What to compare with f32: the types of weights, and of keys and values.
+    pub dtypes: Vec<(Dtype, KvDtype)>,
     /// Tokens of a window: each is read by itself from its beginning. `None`: 1024, or the model's context where that is less.
     pub window: Option<usize>,
     /// Tokens to read at most.
@@ -38,7 +38,15 @@ impl Default for Plan {
     fn default() -> Plan {
         Plan {
             text: TEXT.to_owned(),
-            dtypes: vec![Dtype::Bf16, Dtype::Q8, Dtype::Q4],
+            dtypes: vec![
+                (Dtype::F32, KvDtype::F16),
+                (Dtype::F32, KvDtype::Q8),
+                (Dtype::Bf16, KvDtype::F16),
+                (Dtype::Q8, KvDtype::F16),
+                (Dtype::Q8, KvDtype::Q8),
+                (Dtype::Q4, KvDtype::F16),
+                (Dtype::Q4, KvDtype::Q8),
+            ],
             window: None,
             tokens_max: None,
             device: DeviceChoice::Auto,
@@ -60,15 +68,17 @@ pub struct Report {
     pub window: usize,
     /// In f32: e to the mean of what a token of the text surprised it by, in nats.
     pub perplexity: f64,
-    /// A row for each dtype.
+    /// A row for each that was compared.
     pub rows: Vec<Row>,
 }
 
-/// One dtype.
+/// One type of weights, and of keys and values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Of the weights.
     pub dtype: String,
+    /// Of keys and values.
+    pub kv_dtype: String,
     /// On the text.
     pub perplexity: f64,
     /// By what part perplexity is greater than in f32.
@@ -111,11 +121,11 @@ struct Score {
 
 /// Compares; blocks for as long as it takes. `tell` hears of each part that is done, and of how many there are.
 pub fn run(source: &Source, plan: &Plan, tell: &dyn Fn(usize, usize)) -> Result<Report, QualityError> {
-    let load = |dtype: Dtype| {
-        let options = LoadOptions { device: plan.device, dtype, ..LoadOptions::default() };
+    let load = |dtype: Dtype, kv_dtype: KvDtype| {
+        let options = LoadOptions { device: plan.device, dtype, kv_dtype, ..LoadOptions::default() };
         Model::load(source, &options, &Progress::silent()).map_err(|source| QualityError::Load { dtype, source })
     };
-    let reference = load(Dtype::F32)?;
+    let reference = load(Dtype::F32, KvDtype::F32)?;
     let pool = Pool::new(plan.threads.unwrap_or_else(threads::available)).map_err(candle_core::Error::wrap);
     let pool = pool.map_err(QualityError::Compute)?;
     let windows = windows(&reference, plan)?;
@@ -124,11 +134,13 @@ pub fn run(source: &Source, plan: &Plan, tell: &dyn Fn(usize, usize)) -> Result<
     let parts = windows.iter().map(|window| window.len().div_ceil(PART)).sum::<usize>();
     let mut rows = Vec::new();
     let mut perplexity = f64::NAN;
-    for (number, &dtype) in plan.dtypes.iter().enumerate() {
-        let other = load(dtype)?;
+    for (number, &(dtype, kv_dtype)) in plan.dtypes.iter().enumerate() {
+        let other = load(dtype, kv_dtype)?;
         let done = |part: usize| tell(number * parts + part, plan.dtypes.len() * parts);
         let scores = compare(&reference, &other, &pool, &windows, &done).map_err(QualityError::Compute)?;
-        let (own, row) = row(other.info(0).dtype, &scores);
+        // What `auto` came to, and else what was asked for: four bits have the vocabulary in eight.
+        let dtype = if dtype == Dtype::Auto { other.info(0).dtype } else { dtype.to_string() };
+        let (own, row) = row(dtype, other.kv_dtype().to_string(), &scores);
         perplexity = own;
         rows.push(row);
     }
@@ -226,13 +238,14 @@ impl Softmax {
 }
 
 /// The reference's perplexity, and the other's row.
-fn row(dtype: String, scores: &[Score]) -> (f64, Row) {
+fn row(dtype: String, kv_dtype: String, scores: &[Score]) -> (f64, Row) {
     let mean = |of: &dyn Fn(&Score) -> f64| scores.iter().map(of).sum::<f64>() / scores.len() as f64;
     let perplexity = [0, 1].map(|which| mean(&|score| score.surprise[which]).exp());
     let mut divergences: Vec<f64> = scores.iter().map(|score| score.divergence).collect();
     divergences.sort_by(f64::total_cmp);
     let row = Row {
         dtype,
+        kv_dtype,
         perplexity: perplexity[1],
         perplexity_change: perplexity[1] / perplexity[0] - 1.0,
         divergence: mean(&|score| score.divergence),
@@ -248,13 +261,15 @@ mod tests {
 
     #[test]
     fn f32_is_as_good_as_itself_and_q8_nearly() {
-        let plan = Plan { dtypes: vec![Dtype::F32, Dtype::Q8], tokens_max: Some(300), window: Some(128), ..Plan::default() };
+        let dtypes = vec![(Dtype::F32, KvDtype::F32), (Dtype::Q8, KvDtype::Q8)];
+        let plan = Plan { dtypes, tokens_max: Some(300), window: Some(128), ..Plan::default() };
         let told = Mutex::new(Vec::new());
         let report = run(&Source::bundled(), &plan, &|done, all| told.lock().unwrap().push((done, all))).unwrap();
         assert_eq!((report.tokens, report.window, report.rows.len()), (297, 128, 2));
         assert_eq!(told.into_inner().unwrap().last(), Some(&(10, 10)));
         let same = Row {
             dtype: "f32".into(),
+            kv_dtype: "f32".into(),
             perplexity: report.perplexity,
             perplexity_change: 0.0,
             divergence: 0.0,

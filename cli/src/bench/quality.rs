@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use banyan_engine::{
-    DeviceChoice, Dtype,
+    DeviceChoice, Dtype, KvDtype,
     quality::{self, Plan, Report},
 };
 
@@ -26,9 +26,9 @@ pub(crate) struct Args {
     /// The text to predict; by default the first four chapters of 'Alice's Adventures in Wonderland'.
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// The types to compare with f32.
-    #[arg(long = "dtype", value_name = "TYPE", value_delimiter = ',', default_values_t = Plan::default().dtypes)]
-    dtypes: Vec<Dtype>,
+    /// The types to compare with f32, of weights or of weights/keys and values, as in `q8/f16`; by default all that make sense.
+    #[arg(long = "dtype", value_name = "TYPE", value_delimiter = ',', value_parser = types)]
+    dtypes: Vec<(Dtype, KvDtype)>,
     /// Tokens of a window, each of which is read by itself; by default 1024, or the model's context where that is less.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     window: Option<u32>,
@@ -41,6 +41,13 @@ pub(crate) struct Args {
     /// How to print it.
     #[arg(short = 'o', long = "output", value_name = "FORMAT", value_enum, default_value = "table")]
     output: Format,
+}
+
+/// `q8`, or `q8/f16`.
+fn types(text: &str) -> Result<(Dtype, KvDtype), String> {
+    let (dtype, kv_dtype) = text.split_once('/').unwrap_or((text, "auto"));
+    let dtype = dtype.parse::<Dtype>().map_err(|error| error.to_string())?;
+    Ok((dtype, kv_dtype.parse::<KvDtype>().map_err(|error| error.to_string())?))
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
@@ -60,7 +67,7 @@ fn compare(args: &Args) -> Result<Report, Failure> {
     };
     let plan = Plan {
         text,
-        dtypes: args.dtypes.clone(),
+        dtypes: if args.dtypes.is_empty() { Plan::default().dtypes } else { args.dtypes.clone() },
         window: args.window.map(|window| window as usize),
         tokens_max: args.tokens_max.map(|tokens| tokens as usize),
         device: args.device,
@@ -85,11 +92,12 @@ fn draw(report: &Report) -> String {
         report.window,
         report.perplexity
     );
-    let header = ["TYPE", "PERPLEXITY", "CHANGE", "DIVERGENCE", "OF 99 % BELOW", "SAME CHOICE"];
+    let header = ["TYPE", "KV", "PERPLEXITY", "CHANGE", "DIVERGENCE", "OF 99 % BELOW", "SAME CHOICE"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for row in &report.rows {
         rows.push(vec![
             row.dtype.clone(),
+            row.kv_dtype.clone(),
             format!("{:.3}", row.perplexity),
             format!("{:+.3} %", row.perplexity_change * 100.0),
             format!("{:.6}", row.divergence),
@@ -117,6 +125,7 @@ mod tests {
             perplexity: 20.0,
             rows: vec![Row {
                 dtype: "q8".into(),
+                kv_dtype: "f16".into(),
                 perplexity: 20.05,
                 perplexity_change: 0.0025,
                 divergence: 0.0012,
@@ -127,8 +136,8 @@ mod tests {
         let expected = "\
 tiny (8.9 million parameters) on 1023 tokens in windows of 1024: perplexity 20.000 in f32
 
-TYPE  PERPLEXITY  CHANGE    DIVERGENCE  OF 99 % BELOW  SAME CHOICE
-q8    20.050      +0.250 %  0.001200    0.010000       98.50 %
+TYPE  KV   PERPLEXITY  CHANGE    DIVERGENCE  OF 99 % BELOW  SAME CHOICE
+q8    f16  20.050      +0.250 %  0.001200    0.010000       98.50 %
 ";
         assert_eq!(draw(&report), expected);
     }
