@@ -7,10 +7,10 @@ use super::pointwise::{gelu, load_some};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
 
-/// How far a single tile looks ahead for each of its rows, and at most. One row's loads run ahead by themselves; the more is
-/// computed with each, the less they do.
-const AHEAD_BYTES: usize = 2048;
-const AHEAD_BYTES_MAX: usize = 8192;
+/// How far a single tile looks ahead: what a core computes with while memory answers.
+const AHEAD_BYTES: usize = 8192;
+/// Rows from which on a tile looks ahead. With fewer, loads run ahead by themselves, and fetching as well only delays them.
+const AHEAD_ROWS_MIN: usize = 4;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
@@ -45,17 +45,19 @@ pub(super) struct Tile {
     /// The first of the tile's columns in the panel.
     pub(super) part: usize,
     ahead: *const u8,
-    /// Lines to fetch in each step.
-    lines: usize,
+    /// Lines to fetch in [`RATE`] steps.
+    rate: usize,
 }
+
+/// Steps, a power of two, so many that whole lines in them are a fine measure.
+const RATE: usize = 256;
 
 impl Tile {
     /// Fetches what belongs to a step.
     #[inline(always)]
     pub(super) fn look_ahead<S: Simd>(self, simd: S, step: usize) {
-        let at = self.ahead.wrapping_add(step * self.lines * LINE_BYTES);
-        for line in 0..self.lines {
-            simd.prefetch_far(at.wrapping_add(line * LINE_BYTES));
+        for line in step * self.rate / RATE..(step + 1) * self.rate / RATE {
+            simd.prefetch_far(self.ahead.wrapping_add(line * LINE_BYTES));
         }
     }
 }
@@ -150,16 +152,16 @@ impl<P: Product> Op for Panels<'_, P> {
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
         let tiles = self.rows.div_ceil(S::TILE_ROWS);
-        // While the rows' tiles take turns with a panel, the next one is fetched, spread evenly over them; a single tile reads
-        // from memory as fast as it can, and fetches what it needs next.
-        let distance = if tiles > 1 { self.product.panel_bytes() } else { (self.rows * AHEAD_BYTES).min(AHEAD_BYTES_MAX) };
-        let lines = (self.product.panel_bytes() / LINE_BYTES).div_ceil((tiles * self.product.steps()).max(1));
+        // While the rows' tiles take turns with a panel, the next one is fetched, spread evenly over them; a single tile fetches
+        // what it needs soon.
+        let distance = if tiles > 1 { self.product.panel_bytes() } else { AHEAD_BYTES };
+        let lines = (self.product.panel_bytes() / LINE_BYTES).div_ceil(tiles.max(1));
+        let rate = if self.rows < AHEAD_ROWS_MIN { 0 } else { (lines * RATE).div_ceil(self.product.steps().max(1)) };
         for panel in self.panels.clone() {
             let mut row = 0;
             while row < self.rows {
-                let tile = row / S::TILE_ROWS;
-                let ahead = panel * self.product.panel_bytes() + distance + tile * self.product.steps() * lines * LINE_BYTES;
-                let at = Tile { row, panel, part: 0, ahead: self.product.panels().wrapping_add(ahead), lines };
+                let ahead = panel * self.product.panel_bytes() + distance + row / S::TILE_ROWS * lines * LINE_BYTES;
+                let at = Tile { row, panel, part: 0, ahead: self.product.panels().wrapping_add(ahead), rate };
                 let rows = tile_rows(S::TILE_ROWS, self.rows - row);
                 match rows {
                     8 if S::TILE_ROWS >= 8 => self.tile::<S, 8>(simd, at),
@@ -180,7 +182,7 @@ impl<P: Product> Panels<'_, P> {
         while at.part < PANEL {
             self.part::<S, ROWS, 2>(simd, at);
             at.part += 2 * S::LANES;
-            at.lines = 0;
+            at.rate = 0;
         }
     }
 

@@ -9,7 +9,7 @@ use super::lines::Lines;
 use super::matmul::{Product, Tile, interleave, multiply, row_tiles};
 use super::packed::{Columns, pack_panels};
 use super::simd::{Op, Simd};
-use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
+use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for_numbers};
 
 /// Pairs between two looks ahead.
 const STEP: usize = 8;
@@ -85,12 +85,16 @@ fn rounded(isa: Isa, pool: &Pool, x: &[f32], inputs: usize) -> Vec<i32> {
     let tiles: Vec<_> = row_tiles(isa, rows).collect();
     let mut out: Vec<i32> = Vec::with_capacity(rows * pairs);
     let shared = Shared(out.as_mut_ptr());
-    let tasks = if tiles.len() < 2 { 1 } else { tasks_for(pool, tiles.len()) };
+    // A part of a tile's rows is a unit, so that a single tile has work for every thread.
+    let parts = inputs.div_ceil(PART);
+    let units = tiles.len() * parts;
+    let tasks = tasks_for_numbers(pool, x.len(), units);
     pool.run(tasks, &|task| {
-        for (first, rows) in &tiles[part(tiles.len(), task, tasks)] {
+        for unit in part(units, task, tasks) {
+            let ((first, rows), at) = (tiles[unit / parts], unit % parts * PART);
             let x = &x[first * inputs..(first + rows) * inputs];
-            // SAFETY: the tile's pairs lie within `out`, and no other task has them.
-            isa.run(Round { x, inputs, rows: *rows, to: unsafe { shared.get().add(first * pairs) } });
+            // SAFETY: the part's pairs lie within `out`, and no other task has them.
+            isa.run(Round { x, inputs, at, to: unsafe { shared.get().add(first * pairs + at / 2 * rows) } });
         }
     });
     // SAFETY: the tasks have written every pair of all tiles.
@@ -98,12 +102,17 @@ fn rounded(isa: Isa, pool: &Pool, x: &[f32], inputs: usize) -> Vec<i32> {
     out
 }
 
-/// Rounds a tile's rows.
+/// Inputs that are rounded, of all of a tile's rows, before they are laid out.
+const PART: usize = 128;
+
+/// Rounds a part of a tile's rows.
 struct Round<'a> {
+    /// The tile's rows.
     x: &'a [f32],
     inputs: usize,
-    rows: usize,
-    /// `[pairs, rows]`.
+    /// The part's first input.
+    at: usize,
+    /// `[pairs, rows]`, which are the part's own.
     to: *mut i32,
 }
 
@@ -112,26 +121,21 @@ impl Op for Round<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, _: S) {
-        /// Pairs of all rows that are rounded before they are laid out.
-        const PART: usize = 64;
-        let mut rounded = [0; 8 * PART];
-        for first in (0..self.inputs).step_by(2 * PART) {
-            let inputs = (self.inputs - first).min(2 * PART);
-            for (x, to) in self.x.chunks_exact(self.inputs).zip(rounded.chunks_exact_mut(PART)) {
-                let (pairs, last) = x[first..first + inputs].as_chunks::<2>();
-                for (to, numbers) in to.iter_mut().zip(pairs) {
-                    *to = (round(numbers[0]) | round(numbers[1]) << 16) as i32;
-                }
-                if let [last] = last {
-                    to[pairs.len()] = round(*last) as i32;
-                }
+        let mut rounded = [[0; PART / 2]; 8];
+        let inputs = PART.min(self.inputs - self.at);
+        let mut rows = 0;
+        for (x, to) in self.x.chunks_exact(self.inputs).zip(&mut rounded) {
+            let (pairs, last) = x[self.at..self.at + inputs].as_chunks::<2>();
+            for (to, numbers) in to.iter_mut().zip(pairs) {
+                *to = (round(numbers[0]) | round(numbers[1]) << 16) as i32;
             }
-            // SAFETY: there are at most eight rows, and the part's pairs lie within the tile, which is the caller's.
-            unsafe {
-                let to = self.to.add(first / 2 * self.rows);
-                interleave(self.rows, inputs.div_ceil(2), rounded.as_ptr(), PART, to);
+            if let [last] = last {
+                to[pairs.len()] = round(*last) as i32;
             }
+            rows += 1;
         }
+        // SAFETY: there are at most eight rows, and the part has so many pairs.
+        unsafe { interleave(rows, inputs.div_ceil(2), rounded.as_ptr().cast(), PART / 2, self.to) };
     }
 }
 

@@ -6,7 +6,7 @@ use super::lines::Lines;
 use super::matmul::{Product, Tile, interleave, multiply, row_tiles};
 use super::packed::{Columns, pack_panels};
 use super::simd::Simd;
-use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
+use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for_numbers};
 
 /// Inputs between two looks ahead.
 const STEP: usize = 8;
@@ -59,6 +59,9 @@ pub(super) fn matmul_f32(
     multiply(isa, pool, &product, [rows, weights.columns], bias, epilogue)
 }
 
+/// Inputs that are laid out at a time, of all of a tile's rows.
+const PART: usize = 128;
+
 /// Rows as tiles take them: input after input, each of all the tile's rows.
 fn interleaved<'a>(isa: Isa, pool: &Pool, x: &'a [f32], inputs: usize) -> Cow<'a, [f32]> {
     let rows = x.len() / inputs;
@@ -68,12 +71,17 @@ fn interleaved<'a>(isa: Isa, pool: &Pool, x: &'a [f32], inputs: usize) -> Cow<'a
     let tiles: Vec<_> = row_tiles(isa, rows).collect();
     let mut out: Vec<f32> = Vec::with_capacity(x.len());
     let shared = Shared(out.as_mut_ptr());
-    let tasks = if tiles.len() < 2 { 1 } else { tasks_for(pool, tiles.len()) };
+    // A part of a tile's rows is a unit, so that a single tile has work for every thread.
+    let parts = inputs.div_ceil(PART);
+    let units = tiles.len() * parts;
+    let tasks = tasks_for_numbers(pool, x.len(), units);
     pool.run(tasks, &|task| {
-        for (first, rows) in &tiles[part(tiles.len(), task, tasks)] {
+        for unit in part(units, task, tasks) {
+            let ((first, rows), at) = (tiles[unit / parts], unit % parts * PART);
             let x = &x[first * inputs..(first + rows) * inputs];
-            // SAFETY: the tile has that many rows, and the same place in `out`, which no other task has.
-            unsafe { interleave(*rows, inputs, x.as_ptr(), inputs, shared.get().add(first * inputs)) };
+            let to = first * inputs + at * rows;
+            // SAFETY: the part lies within the tile's rows, and it has the same place in `out`, which no other task has.
+            unsafe { interleave(rows, PART.min(inputs - at), x[at..].as_ptr(), inputs, shared.get().add(to)) };
         }
     });
     // SAFETY: the tasks have written every number of all tiles.

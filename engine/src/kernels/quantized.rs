@@ -4,7 +4,7 @@
 
 use super::matmul::{interleave, row_tiles};
 use super::simd::{Op, Simd};
-use super::{Isa, Pool, Shared, part, tasks_for};
+use super::{Isa, Pool, Shared, part, tasks_for_numbers};
 
 /// Inputs that one 32-bit lane multiplies at once.
 pub(super) const GROUP: usize = 4;
@@ -45,23 +45,27 @@ impl Quantized {
             Shared(quantized.corrections.as_mut_ptr()),
             Shared(quantized.totals.as_mut_ptr()),
         );
-        let tasks = if tiles.len() < 2 { 1 } else { tasks_for(pool, tiles.len()) };
+        // A block of a tile's rows is a unit, so that a single tile has work for every thread.
+        let units = tiles.len() * blocks;
+        let tasks = tasks_for_numbers(pool, x.len(), units);
         pool.run(tasks, &|task| {
-            for (first, rows) in &tiles[part(tiles.len(), task, tasks)] {
-                // SAFETY: the tile's parts lie within the arrays, and no other task has them.
-                let tile = unsafe {
+            for unit in part(units, task, tasks) {
+                let ((first, rows), at) = (tiles[unit / blocks], unit % blocks);
+                let to_block = first * blocks + at * rows;
+                // SAFETY: the tile's block lies within the arrays, and no other task has it.
+                let unit = unsafe {
                     Quantize {
                         x: &x[first * inputs..(first + rows) * inputs],
                         inputs,
                         block,
-                        rows: *rows,
-                        groups: to.0.get().add(first * blocks * groups),
-                        scales: to.1.get().add(first * blocks),
-                        corrections: to.2.get().add(first * blocks),
-                        totals: to.3.get().add(first * blocks),
+                        at,
+                        groups: to.0.get().add(to_block * groups),
+                        scales: to.1.get().add(to_block),
+                        corrections: to.2.get().add(to_block),
+                        totals: to.3.get().add(to_block),
                     }
                 };
-                isa.run(tile);
+                isa.run(unit);
             }
         });
         // SAFETY: the tasks have written every block of every row.
@@ -75,12 +79,14 @@ impl Quantized {
     }
 }
 
-/// Quantizes a tile's rows. The pointers are to the tile's parts of the arrays, which are its own.
+/// Quantizes a block of a tile's rows. The pointers are to the block's parts of the arrays, which are its own.
 struct Quantize<'a> {
+    /// The tile's rows.
     x: &'a [f32],
     inputs: usize,
     block: usize,
-    rows: usize,
+    /// Which block.
+    at: usize,
     groups: *mut i32,
     scales: *mut f32,
     corrections: *mut i32,
@@ -92,35 +98,41 @@ impl Op for Quantize<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        let groups = self.block / GROUP;
-        // A block of each row, before they are laid out.
-        let mut bytes = [Bytes([0; BLOCK_MAX]); 8];
-        for first in (0..self.inputs).step_by(self.block) {
-            let block = first / self.block;
-            for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
-                let x = &x[first..(first + self.block).min(self.inputs)];
-                let (scale, sum) = if x.len() == self.block {
-                    quantize(simd, x, &mut bytes[row].0)
-                } else {
-                    let mut padded = [0.0; BLOCK_MAX];
-                    padded[..x.len()].copy_from_slice(x);
-                    quantize(simd, &padded[..self.block], &mut bytes[row].0)
-                };
-                // SAFETY: row and block lie within the tile's parts.
-                unsafe {
-                    let at = block * self.rows + row;
-                    self.scales.add(at).write(scale);
-                    self.corrections.add(at).write(-OFFSET * sum);
-                    self.totals.add(at).write(scale * sum as f32);
-                }
-            }
-            // SAFETY: there are at most eight rows, the bytes are aligned as groups are, and the block's groups lie within the
-            // tile's part.
-            unsafe {
-                let to = self.groups.add(block * groups * self.rows);
-                interleave(self.rows, groups, bytes.as_ptr().cast(), BLOCK_MAX / GROUP, to);
-            }
+        match self.block {
+            128 => self.rows::<S, 128>(simd),
+            64 => self.rows::<S, 64>(simd),
+            _ => self.rows::<S, 32>(simd),
         }
+    }
+}
+
+impl Quantize<'_> {
+    #[inline(always)]
+    fn rows<S: Simd, const BLOCK: usize>(self, simd: S) {
+        // Before they are laid out.
+        let mut bytes = [Bytes([0; BLOCK_MAX]); 8];
+        let first = self.at * BLOCK;
+        let mut rows = 0;
+        for (x, bytes) in self.x.chunks_exact(self.inputs).zip(&mut bytes) {
+            let mut padded = [0.0; BLOCK];
+            let x = match x[first..].first_chunk::<BLOCK>() {
+                Some(x) => x,
+                None => {
+                    padded[..x.len() - first].copy_from_slice(&x[first..]);
+                    &padded
+                }
+            };
+            let (scale, sum) = quantize(simd, x, &mut bytes.0);
+            // SAFETY: the row lies within the tile.
+            unsafe {
+                self.scales.add(rows).write(scale);
+                self.corrections.add(rows).write(-OFFSET * sum);
+                self.totals.add(rows).write(scale * sum as f32);
+            }
+            rows += 1;
+        }
+        // SAFETY: there are at most eight rows, the bytes are aligned as groups are, and so many groups are the block's.
+        unsafe { interleave(rows, BLOCK / GROUP, bytes.as_ptr().cast(), BLOCK_MAX / GROUP, self.groups) };
     }
 }
 
@@ -129,9 +141,9 @@ impl Op for Quantize<'_> {
 #[repr(align(64))]
 struct Bytes([i8; BLOCK_MAX]);
 
-/// One block, of a length that is a multiple of 32: its scale, and the sum of its bytes.
+/// One block: its scale, and the sum of its bytes.
 #[inline(always)]
-fn quantize<S: Simd>(simd: S, x: &[f32], bytes: &mut [i8; BLOCK_MAX]) -> (f32, i32) {
+fn quantize<S: Simd, const BLOCK: usize>(simd: S, x: &[f32; BLOCK], bytes: &mut [i8; BLOCK_MAX]) -> (f32, i32) {
     let mut most = simd.splat(0.0);
     for part in x.chunks_exact(S::LANES) {
         // SAFETY: the part has `LANES` numbers.
