@@ -5,7 +5,7 @@
 
 use super::pointwise::{gelu, load_some};
 use super::simd::{Op, Simd};
-use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for};
+use super::{Epilogue, Isa, PANEL, Pool, Shared};
 
 /// How far a single tile looks ahead: what a core computes with while memory answers.
 const AHEAD_BYTES: usize = 8192;
@@ -126,27 +126,25 @@ pub(super) fn multiply<P: Product>(
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let shared = Shared(out.as_mut_ptr());
     let panels = columns.div_ceil(PANEL);
-    let tasks = tasks_for(pool, panels);
-    pool.run(tasks, &|task| {
-        isa.run(Panels { panels: part(panels, task, tasks), rows, columns, product, bias, epilogue, out: shared });
-    });
+    // A panel is a task: a thread takes them one after the other, as they lie in memory.
+    pool.run(panels, &|panel| isa.run(Panel { panel, rows, columns, product, bias, epilogue, out: shared }));
     // SAFETY: the tasks have written all rows of all panels' columns, that is, every number.
     unsafe { out.set_len(rows * columns) };
     out
 }
 
-struct Panels<'a, P> {
-    panels: std::ops::Range<usize>,
+struct Panel<'a, P> {
+    panel: usize,
     rows: usize,
     columns: usize,
     product: &'a P,
     bias: &'a [f32],
     epilogue: Epilogue<'a>,
-    /// `[rows, columns]`, of which this task writes its panels' columns.
+    /// `[rows, columns]`, of which this task writes its panel's columns.
     out: Shared<f32>,
 }
 
-impl<P: Product> Op for Panels<'_, P> {
+impl<P: Product> Op for Panel<'_, P> {
     type Output = ();
 
     #[inline(always)]
@@ -157,25 +155,24 @@ impl<P: Product> Op for Panels<'_, P> {
         let distance = if tiles > 1 { self.product.panel_bytes() } else { AHEAD_BYTES };
         let lines = (self.product.panel_bytes() / LINE_BYTES).div_ceil(tiles.max(1));
         let rate = if self.rows < AHEAD_ROWS_MIN { 0 } else { (lines * RATE).div_ceil(self.product.steps().max(1)) };
-        for panel in self.panels.clone() {
-            let mut row = 0;
-            while row < self.rows {
-                let ahead = panel * self.product.panel_bytes() + distance + row / S::TILE_ROWS * lines * LINE_BYTES;
-                let at = Tile { row, panel, part: 0, ahead: self.product.panels().wrapping_add(ahead), rate };
-                let rows = tile_rows(S::TILE_ROWS, self.rows - row);
-                match rows {
-                    8 if S::TILE_ROWS >= 8 => self.tile::<S, 8>(simd, at),
-                    4 if S::TILE_ROWS >= 4 => self.tile::<S, 4>(simd, at),
-                    2 => self.tile::<S, 2>(simd, at),
-                    _ => self.tile::<S, 1>(simd, at),
-                }
-                row += rows;
+        let panel = self.panel;
+        let mut row = 0;
+        while row < self.rows {
+            let ahead = panel * self.product.panel_bytes() + distance + row / S::TILE_ROWS * lines * LINE_BYTES;
+            let at = Tile { row, panel, part: 0, ahead: self.product.panels().wrapping_add(ahead), rate };
+            let rows = tile_rows(S::TILE_ROWS, self.rows - row);
+            match rows {
+                8 if S::TILE_ROWS >= 8 => self.tile::<S, 8>(simd, at),
+                4 if S::TILE_ROWS >= 4 => self.tile::<S, 4>(simd, at),
+                2 => self.tile::<S, 2>(simd, at),
+                _ => self.tile::<S, 1>(simd, at),
             }
+            row += rows;
         }
     }
 }
 
-impl<P: Product> Panels<'_, P> {
+impl<P: Product> Panel<'_, P> {
     /// One tile of a panel's whole width.
     #[inline(always)]
     fn tile<S: Simd, const ROWS: usize>(&self, simd: S, mut at: Tile) {

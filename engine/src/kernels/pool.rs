@@ -1,15 +1,19 @@
 //! Threads that share the work of one engine's step.
 //!
 //! A step is some sixty short parallel regions, so workers spin briefly between them, then park: a spinning thread whose core
-//! another process wants costs more than a wake-up. Which thread does which task never decides a result's bits, because no
-//! kernel splits a sum over tasks.
+//! another process wants costs more than a wake-up. Each thread has a run of consecutive tasks, whose memory lies together, and
+//! takes from the others' ends when it has none left, so that a thread whose core is taken away for a moment holds up little.
+//! Which thread does which task never decides a result's bits, because no kernel splits a sum over tasks.
 
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, Thread};
+
+use super::part;
 
 /// How often a worker looks before it parks: some tens of microseconds, longer than the gaps within a step and shorter than
 /// a scheduler's time slice.
@@ -30,8 +34,8 @@ pub(crate) struct Pool {
 struct Shared {
     /// Written by the caller of `run` while `open` is false and `inside` is 0; read by workers that are inside while it is open.
     job: UnsafeCell<Job>,
-    /// The next task that nobody has taken.
-    next: AtomicUsize,
+    /// The tasks that nobody has taken, a run for each thread; the first is the caller's. Written as `job` is.
+    runs: Vec<Run>,
     /// Whether workers may enter the job.
     open: AtomicBool,
     /// Workers that are looking at the job, or are about to see that they may not.
@@ -43,15 +47,50 @@ struct Shared {
     sleeping: Vec<AtomicBool>,
 }
 
+/// Consecutive tasks: the first, and the one after the last, in the lower and upper half. Two threads' runs never share a line
+/// of the cache.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Run(AtomicU64);
+
+impl Run {
+    fn set(&self, tasks: Range<usize>) {
+        self.0.store(tasks.start as u64 | (tasks.end as u64) << 32, SeqCst);
+    }
+
+    fn take_first(&self) -> Option<usize> {
+        self.take(|first, end| (first, first + 1, end))
+    }
+
+    fn take_last(&self) -> Option<usize> {
+        self.take(|first, end| (end - 1, first, end - 1))
+    }
+
+    /// `taken` says which of a run's tasks to take, and what is left.
+    fn take(&self, taken: impl Fn(u64, u64) -> (u64, u64, u64)) -> Option<usize> {
+        let mut now = self.0.load(SeqCst);
+        loop {
+            let (first, end) = (now & 0xffff_ffff, now >> 32);
+            if first >= end {
+                return None;
+            }
+            let (task, first, end) = taken(first, end);
+            match self.0.compare_exchange_weak(now, first | end << 32, SeqCst, SeqCst) {
+                Ok(_) => return Some(task as usize),
+                Err(changed) => now = changed,
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Job {
     task: &'static (dyn Fn(usize) + Sync),
-    tasks: usize,
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("tasks", &self.tasks).finish_non_exhaustive()
+        f.debug_struct("Job").finish_non_exhaustive()
     }
 }
 
@@ -66,8 +105,8 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
         let workers = threads.clamp(1, THREADS_MAX) - 1;
         let shared = Arc::new(Shared {
-            job: UnsafeCell::new(Job { task: &|_| {}, tasks: 0 }),
-            next: AtomicUsize::new(0),
+            job: UnsafeCell::new(Job { task: &|_| {} }),
+            runs: (0..=workers).map(|_| Run::default()).collect(),
             open: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
@@ -92,6 +131,7 @@ impl Pool {
     /// Calls `task` with each of `0..tasks` once, on whichever thread is free, and returns when all are done. A panic in a
     /// task goes on in the caller, after the other tasks.
     pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        assert!(u32::try_from(tasks).is_ok(), "tasks are counted in 32 bits");
         let guard = if self.workers.is_empty() || tasks <= 1 { None } else { self.entrance.try_lock().ok() };
         if guard.is_none() {
             return (0..tasks).for_each(task);
@@ -102,8 +142,10 @@ impl Pool {
         let task_static = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         // SAFETY: the entrance lock makes this the only writer; `open` is false and `inside` was 0 after it became so, hence
         // a worker that is inside by now will find it closed and not read.
-        unsafe { *shared.job.get() = Job { task: task_static, tasks } };
-        shared.next.store(0, SeqCst);
+        unsafe { *shared.job.get() = Job { task: task_static } };
+        for (thread, run) in shared.runs.iter().enumerate() {
+            run.set(part(tasks, thread, shared.runs.len()));
+        }
         shared.open.store(true, SeqCst);
         shared.generation.fetch_add(1, SeqCst);
         for (sleeping, worker) in shared.sleeping.iter().zip(&self.workers) {
@@ -111,7 +153,7 @@ impl Pool {
                 Thread::unpark(worker.thread());
             }
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| shared.take_tasks(task, tasks)));
+        let mine = catch_unwind(AssertUnwindSafe(|| shared.take_tasks(0, task)));
         shared.open.store(false, SeqCst);
         while shared.inside.load(SeqCst) != 0 {
             spin_loop();
@@ -126,13 +168,15 @@ impl Pool {
 }
 
 impl Shared {
-    fn take_tasks(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
-        loop {
-            let index = self.next.fetch_add(1, SeqCst);
-            if index >= tasks {
-                return;
-            }
+    /// Does the tasks of a thread's run, and then those of the others that nobody has taken.
+    fn take_tasks(&self, thread: usize, task: &(dyn Fn(usize) + Sync)) {
+        while let Some(index) = self.runs[thread].take_first() {
             task(index);
+        }
+        for other in 1..self.runs.len() {
+            while let Some(index) = self.runs[(thread + other) % self.runs.len()].take_last() {
+                task(index);
+            }
         }
     }
 
@@ -150,7 +194,7 @@ impl Shared {
                 // SAFETY: `inside` was raised before `open` was seen, so the caller waits for us before it writes again or
                 // lets the closure go.
                 let job = unsafe { *self.job.get() };
-                if catch_unwind(AssertUnwindSafe(|| self.take_tasks(job.task, job.tasks))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.take_tasks(index + 1, job.task))).is_err() {
                     self.panicked.store(true, SeqCst);
                 }
             }
