@@ -14,6 +14,7 @@ import gguf
 import tokenizers
 import torch
 import transformers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import templates
@@ -169,11 +170,35 @@ def hashes(items, per_hash):
     return out
 
 
-def tokenizer(name, path):
+def smollm2_tokenizer(path):
+    """The vocabulary of a llama.cpp file in the tokenizer that SmolLM2 has: single digits, then GPT-2's words."""
+    reader = gguf.GGUFReader(path)
+    field = lambda name: reader.fields[f"tokenizer.ggml.{name}"].contents()
+    tokens = field("tokens")
+    merges = [tuple(merge.split(" ")) for merge in field("merges")]
+    hf = tokenizers.Tokenizer(models.BPE(vocab={token: id for id, token in enumerate(tokens)}, merges=merges))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    hf.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    hf.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, field("token_type")) if kind == 3]
+    hf.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return hf
+
+
+def pieces_tokenizer(path):
+    """What is decoded continues a text: the space before its first word stays."""
     hf = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    hf.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return hf
+
+
+def tokenizer(name, hf, decoded_seed=DECODED_SEED):
+    if not wanted(f"tokenizer-{name}"):
+        return
+    hf = hf()
     encoded = [hf.encode(text).ids for text in strings(STRINGS_SEED, STRINGS)]
     ids = [struct.pack(f"<I{len(i)}I", len(i), *i) for i in encoded]
-    rng = SplitMix(DECODED_SEED)
+    rng = SplitMix(decoded_seed)
     size = hf.get_vocab_size()
     decoded = []
     for _ in range(DECODED):
@@ -189,7 +214,7 @@ def tokenizer(name, path):
             "tokens": sum(map(len, encoded)),
             "encoded": hashes(ids, PER_HASH),
             "decoded_back": hashes([struct.pack("<I", len(t)) + t for t in text], PER_HASH),
-            "decoded": {"seed": DECODED_SEED, "count": DECODED, "hashes": hashes(decoded, PER_HASH)},
+            "decoded": {"seed": decoded_seed, "count": DECODED, "hashes": hashes(decoded, PER_HASH)},
             "samples": samples,
         },
     )
@@ -204,10 +229,12 @@ def main():
     OUT.mkdir(exist_ok=True)
     if wanted("templates"):
         write("templates.json", {"made_with": versions(), "cases": templates.cases()})
-    if wanted("tokenizer-banyan-tiny"):
-        tokenizer("banyan-tiny", TINY)
-    if wanted("tokenizer-gpt2"):
-        tokenizer("gpt2", MODELS / "gpt2-tokenizer")
+    tokenizer("banyan-tiny", lambda: tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json")))
+    tokenizer("gpt2", lambda: tokenizers.Tokenizer.from_file(str(MODELS / "gpt2-tokenizer" / "tokenizer.json")))
+    tokenizer("smollm2", lambda: smollm2_tokenizer(next((MODELS / "smollm2").glob("*.gguf"))))
+    # Of bytes side by side that are no text, tokenizers makes a mark each, and Banyan one of each part that could have begun
+    # a character: with this seed there are none.
+    tokenizer("stories15M", lambda: pieces_tokenizer(MODELS / "stories15M"), decoded_seed=12)
     logits("banyan-tiny", lambda: folder(TINY), (3, 64, 200))
     logits("mgm", lambda: folder(MODELS / "mgm"), (3, 64, 200))
     logits("random-gpt2", random_gpt2, (3, 40))
