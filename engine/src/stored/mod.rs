@@ -311,6 +311,7 @@ fn mix(word: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::{Epilogue, Isa, Packed, matmul};
 
     fn own(dims: &[usize], order: Order) -> Stored<'static> {
         let count = dims.iter().product::<usize>();
@@ -370,5 +371,46 @@ mod tests {
         assert_eq!(with(None), with(None));
         assert_ne!(with(None).digest, with(Some((PART + 1, 0.5))).digest);
         assert_eq!(with(Some((2 * PART + 7, f32::INFINITY))).broken, Some((2 * PART + 7, f32::INFINITY)));
+    }
+
+    #[test]
+    fn a_files_integers_are_computed_with_as_they_are() {
+        let pool = Pool::new(2).unwrap();
+        for kind in [Kind::Q8_0, Kind::Q4_0, Kind::Q4_1] {
+            let (columns, inputs) = (70, 288);
+            let mut bytes: Vec<u8> =
+                (0..columns * kind.bytes_of(inputs).unwrap()).map(|at| (at * at * 31 + at * 7) as u8).collect();
+            for (number, block) in bytes.chunks_exact_mut(kind.bytes()).enumerate() {
+                // Scale and, in Q4_1, the least value.
+                block[..2].copy_from_slice(&half::f16::from_f32(0.01 + (number % 7) as f32 * 0.003).to_le_bytes());
+                if kind == Kind::Q4_1 {
+                    block[2..4].copy_from_slice(&half::f16::from_f32(-0.1 + (number % 5) as f32 * 0.01).to_le_bytes());
+                }
+            }
+            let file = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut &file, &bytes).unwrap();
+            let file = Bytes::map(&file).unwrap();
+            let content = Content::File(&file, 0..bytes.len());
+            let matrix = Matrix::of_rows(vec![Stored { kind, order: Order::AsIs, dims: vec![columns, inputs], content }]);
+            let packed = Packed::pack(Dtype::Auto, &matrix).unwrap();
+            let mut column = vec![0.0; inputs];
+            let weights = matrix.floats();
+            for (number, floats) in weights.chunks_exact(inputs).enumerate() {
+                packed.column(number, &mut column);
+                assert_eq!(column, floats, "{kind}, column {number}");
+            }
+            for rows in [1, 5, 40] {
+                let x: Vec<f32> = (0..rows * inputs).map(|at| ((at * 37 % 101) as f32 - 50.0) / 50.0).collect();
+                for isa in Isa::all() {
+                    let got = matmul(isa, &pool, &x, &packed, &[], Epilogue::None);
+                    for (at, got) in got.iter().enumerate() {
+                        let (x, w) = (&x[at / columns * inputs..][..inputs], &weights[at % columns * inputs..][..inputs]);
+                        let want: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                        let size: f32 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
+                        assert!((got - want).abs() < 0.003 * size, "{kind} {isa} {rows} rows at {at}: {got} {want} {size}");
+                    }
+                }
+            }
+        }
     }
 }
