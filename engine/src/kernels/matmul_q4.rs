@@ -73,79 +73,93 @@ impl PackedQ4 {
 }
 
 /// Makes a block of up to 32 weights: of several ways to place the sixteen values, the one with the least square error. Its
-/// numbers are the same with every instruction set.
+/// numbers are the same with every instruction set, whose sums all add the halves of what is left.
 struct Quantize<'a>(&'a [f32]);
+
+/// Vectors of a block, at most.
+const VECTORS_MAX: usize = BLOCK / 8;
 
 impl Op for Quantize<'_> {
     type Output = Block;
 
     #[inline(always)]
-    fn call<S: Simd>(self, _: S) -> Block {
-        let mut weights = [self.0[0]; BLOCK];
-        weights[..self.0.len()].copy_from_slice(self.0);
-        let least = fold(&weights, |a, b| if a < b { a } else { b });
-        let most = fold(&weights, |a, b| if a > b { a } else { b });
-        let mut best = Placed { error: f32::INFINITY, scale: 0.0, least: 0.0, values: [0.0; BLOCK] };
+    fn call<S: Simd>(self, simd: S) -> Block {
+        let mut padded = [self.0[0]; BLOCK];
+        padded[..self.0.len()].copy_from_slice(self.0);
+        let mut weights = [simd.splat(0.0); VECTORS_MAX];
+        let (mut least, mut most) = (simd.splat(f32::MAX), simd.splat(f32::MIN));
+        for (weights, part) in weights.iter_mut().zip(padded.chunks_exact(S::LANES)) {
+            // SAFETY: the part has `LANES` numbers.
+            *weights = unsafe { simd.load(part.as_ptr()) };
+            (least, most) = (simd.min(*weights, least), simd.max(*weights, most));
+        }
+        let least = -simd.most(simd.sub(simd.splat(0.0), least));
+        let most = simd.most(most);
+        let mut best = place(simd, &weights, (most - least) / MOST, least);
+        let y = total(simd, weights);
         // Ends somewhat within the extremes bring the values nearer to everything else.
         for within in [0.0, 0.25, 0.5, 0.75] {
             let step = (most - least) / MOST;
-            let first = place(&weights, (most - least - 2.0 * within * step) / MOST, least + within * step);
+            let first = place(simd, &weights, (most - least - 2.0 * within * step) / MOST, least + within * step);
+            best = if first.error < best.error { first } else { best };
             // The line of least squares through (value, weight).
-            let n = BLOCK as f32;
-            let (x, xx) = (sum(&first.values), sum(&map(&first.values, |x| x * x)));
-            let (y, xy) = (sum(&weights), sum(&std::array::from_fn(|i| first.values[i] * weights[i])));
+            let (mut squares, mut products) = (first.values, first.values);
+            for i in 0..BLOCK / S::LANES {
+                squares[i] = simd.mul(first.values[i], first.values[i]);
+                products[i] = simd.mul(first.values[i], weights[i]);
+            }
+            let (n, x, xx, xy) = (BLOCK as f32, total(simd, first.values), total(simd, squares), total(simd, products));
             let spread = n * xx - x * x;
             if spread > 0.0 {
                 let scale = (n * xy - x * y) / spread;
-                let fitted = place(&weights, scale, (y - scale * x) / n);
+                let fitted = place(simd, &weights, scale, (y - scale * x) / n);
                 best = if fitted.error < best.error { fitted } else { best };
             }
-            best = if first.error < best.error { first } else { best };
         }
-        Block { scale: best.scale, least: best.least, values: best.values.map(|value| value as i8) }
+        let mut block = Block { scale: best.scale, least: best.least, values: [0; BLOCK] };
+        for (part, value) in block.values.chunks_exact_mut(S::LANES).zip(&best.values) {
+            // SAFETY: the part has `LANES` bytes, and the values are from 0 to 15.
+            unsafe { simd.store_bytes(part.as_mut_ptr(), simd.round_i(*value)) };
+        }
+        block
     }
 }
 
-struct Placed {
+#[derive(Clone, Copy)]
+struct Placed<F> {
     error: f32,
     scale: f32,
     least: f32,
-    values: [f32; BLOCK],
+    values: [F; VECTORS_MAX],
 }
 
 /// A block's values, by a scale and a least value, which are rounded up front.
 #[inline(always)]
-fn place(weights: &[f32; BLOCK], scale: f32, least: f32) -> Placed {
-    /// Adding and taking away 1.5 · 2^23 rounds, ties to even.
-    const ROUND: f32 = 12_582_912.0;
+fn place<S: Simd>(simd: S, weights: &[S::F; VECTORS_MAX], scale: f32, least: f32) -> Placed<S::F> {
     let half = |x: f32| f16::from_f32(x.clamp(-f16::MAX.to_f32(), f16::MAX.to_f32())).to_f32();
     let (scale, least) = (half(scale), half(least));
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let values = map(weights, |x| ((x - least) * inverse).clamp(0.0, MOST) + ROUND - ROUND);
-    let error = sum(&std::array::from_fn(|i| {
-        let off = weights[i] - (values[i] * scale + least);
-        off * off
-    }));
-    Placed { error, scale, least, values }
+    let inverse = simd.splat(if scale == 0.0 { 0.0 } else { 1.0 / scale });
+    let (mut values, mut errors) = ([simd.splat(0.0); VECTORS_MAX], [simd.splat(0.0); VECTORS_MAX]);
+    for i in 0..BLOCK / S::LANES {
+        let value = simd.mul(simd.sub(weights[i], simd.splat(least)), inverse);
+        values[i] = simd.round(simd.max(simd.min(value, simd.splat(MOST)), simd.splat(0.0)));
+        let off = simd.sub(weights[i], simd.add(simd.mul(values[i], simd.splat(scale)), simd.splat(least)));
+        errors[i] = simd.mul(off, off);
+    }
+    Placed { error: total(simd, errors), scale, least, values }
 }
 
+/// Σ of a block's numbers.
 #[inline(always)]
-fn map(x: &[f32; BLOCK], f: impl Fn(f32) -> f32) -> [f32; BLOCK] {
-    std::array::from_fn(|i| f(x[i]))
-}
-
-#[inline(always)]
-fn sum(x: &[f32; BLOCK]) -> f32 {
-    fold(x, |a, b| a + b)
-}
-
-/// Halves upon halves, which is an order that vectors can follow.
-#[inline(always)]
-fn fold(x: &[f32; BLOCK], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let x: [f32; 16] = std::array::from_fn(|i| f(x[i], x[i + 16]));
-    let x: [f32; 8] = std::array::from_fn(|i| f(x[i], x[i + 8]));
-    let x: [f32; 4] = std::array::from_fn(|i| f(x[i], x[i + 4]));
-    f(f(x[0], x[2]), f(x[1], x[3]))
+fn total<S: Simd>(simd: S, mut x: [S::F; VECTORS_MAX]) -> f32 {
+    let mut half = BLOCK / S::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            x[i] = simd.add(x[i], x[i + half]);
+        }
+        half /= 2;
+    }
+    simd.sum(x[0])
 }
 
 /// Puts a column's block where the products find it.
