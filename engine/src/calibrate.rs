@@ -16,6 +16,8 @@ use crate::{Engine, Model, Options, Output, Prompt, Request, Sampling, SequenceI
 const BUDGET: Duration = Duration::from_millis(200);
 /// More at once than this gains nothing on any machine that was seen, and each costs memory.
 const BATCH_MOST: u32 = 256;
+/// So many always run together: where a machine stalls while it is measured, the node is not slow for its life.
+const BATCH_LEAST: u32 = 8;
 /// Twice as many sequences are worth it while they bring so much more throughput.
 const GAIN: f64 = 1.05;
 /// A node is busy when one more sequence would make a step take longer than so many times a lone sequence's: by then another
@@ -51,7 +53,7 @@ pub fn calibrate(model: &Arc<Model>, options: &Options) -> Result<Calibration, S
     let mut times: Vec<(u32, f64)> = Vec::new();
     let mut rows = 1;
     // Two sizes are needed to see a trend.
-    while rows <= fit && (times.len() < 2 || begun.elapsed() < BUDGET) && !flat(&times) {
+    while rows <= fit && (times.len() < 2 || begun.elapsed() < BUDGET) {
         let Some(seconds) = step_time(&engine, &mut steps, rows.into(), rows) else { break };
         times.push((rows, seconds));
         rows *= 2;
@@ -65,21 +67,17 @@ pub fn calibrate(model: &Arc<Model>, options: &Options) -> Result<Calibration, S
 /// was measured, times lie on straight lines.
 fn decide(times: &[(u32, f64)], fit: u32) -> (u32, u32) {
     let Some(&(_, alone)) = times.first() else { return (fit, fit) };
-    let gain = |rows: u32| 2.0 * time_of(times, rows) / time_of(times, 2 * rows);
-    let mut batch_max = 1;
-    while batch_max * 2 <= fit && gain(batch_max) >= GAIN {
-        batch_max *= 2;
+    let speed = |rows: u32| f64::from(rows) / time_of(times, rows);
+    let (mut batch_max, mut rows, mut worth) = (BATCH_LEAST.min(fit), BATCH_LEAST, 1.0);
+    // One size that the machine stalled in does not end it: the next one may make up for it.
+    while rows * 2 <= fit {
+        (rows, worth) = (rows * 2, worth * GAIN);
+        if speed(rows) >= worth * speed(batch_max) {
+            (batch_max, worth) = (rows, 1.0);
+        }
     }
     let busy_at = (1..=batch_max).take_while(|&rows| time_of(times, rows) <= SLOWDOWN * alone).last().unwrap_or(1);
     (batch_max, busy_at)
-}
-
-/// Whether the last doubling gained little.
-fn flat(times: &[(u32, f64)]) -> bool {
-    match times {
-        [.., (_, before), (_, last)] => 2.0 * before / last < GAIN,
-        _ => false,
-    }
 }
 
 /// The seconds of a step of so many rows.
@@ -148,7 +146,7 @@ mod tests {
     fn a_batch_grows_while_doubling_it_pays() {
         // 10 + rows: the doubling to 128 still gains 7 %, the one to 256 gains 4 %.
         assert_eq!(decide(&times(&[11.0, 12.0, 14.0, 18.0, 26.0, 42.0, 74.0]), 256), (128, 12));
-        assert_eq!(decide(&times(&[1.0, 1.1, 1.3, 2.3, 5.0]), 256), (8, 6));
+        assert_eq!(decide(&times(&[10.0, 11.0, 13.0, 17.0, 25.0, 50.0]), 256), (16, 11));
     }
 
     #[test]
@@ -160,14 +158,21 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_cost_as_much_together_as_alone_are_not_batched() {
-        assert_eq!(decide(&times(&[1.0, 2.0]), 64), (1, 1));
-        assert_eq!(decide(&times(&[1.0]), 64), (1, 1));
+    fn rows_that_cost_as_much_together_as_alone_make_a_node_busy_and_the_least_batch() {
+        assert_eq!(decide(&times(&[1.0, 2.0]), 64), (8, 2));
+        assert_eq!(decide(&times(&[1.0]), 64), (8, 2));
+    }
+
+    #[test]
+    fn a_size_in_which_the_machine_stalled_does_not_end_the_batch() {
+        assert_eq!(decide(&times(&[11.0, 12.0, 14.0, 18.0, 60.0, 42.0]), 32).0, 32);
+        assert_eq!(decide(&times(&[11.0, 90.0]), 256).0, 8);
     }
 
     #[test]
     fn memory_bounds_the_batch() {
-        assert_eq!(decide(&times(&[1.0, 1.0, 1.0]), 5), (4, 4));
+        assert_eq!(decide(&times(&[1.0, 1.0, 1.0]), 5), (5, 5));
+        assert_eq!(decide(&times(&[1.0, 1.0, 1.0, 1.0, 1.0]), 20), (16, 16));
         assert_eq!(decide(&[], 3), (3, 3));
     }
 
