@@ -188,10 +188,11 @@ async fn alone(args: Args, case: Case) -> Result<Run, Failure> {
         new_tokens: args.new_tokens,
         endpoint: Endpoint::Completions,
     });
+    let kv_memory = args.kv_memory;
     let measuring = tokio::task::spawn_blocking(move || measure(&args, case));
     let (model, load_s, report) = measuring.await.context("the benchmark ended")??;
     let http = match http {
-        Some(plan) => Some(over_http(model, &report, &plan).await?),
+        Some(plan) => Some(over_http(model, &report, &plan, kv_memory).await?),
         None => None,
     };
     Ok(Run { load_s, report, http })
@@ -223,10 +224,18 @@ fn measure(args: &Args, case: Case) -> Result<(Arc<Model>, f64, Report), Failure
 }
 
 /// The same load through an API, a root and a node.
-async fn over_http(model: Arc<Model>, report: &Report, plan: &load::Plan) -> Result<load::Report, Failure> {
+async fn over_http(
+    model: Arc<Model>,
+    report: &Report,
+    plan: &load::Plan,
+    kv_memory: Option<u64>,
+) -> Result<load::Report, Failure> {
     let options = Options {
         batch_max: plan.concurrency.into(),
         threads: Some(report.threads.min(threads::available())),
+        kv_memory,
+        // As without HTTP.
+        speculate: false,
         ..Options::default()
     };
     let engine = Engine::start(model, options).map_err(anyhow::Error::new)?;
