@@ -4,6 +4,7 @@
 //! it is stored. Owns which task does what: heads of queries that share a head of keys and neighbours in the sequence are
 //! computed together ([`tile`]), and tasks are cut so that all threads have as much to do.
 
+mod keys;
 mod plan;
 mod store;
 mod tile;
@@ -15,8 +16,9 @@ use super::kv_pages::{HeadLayout, KvPages, PAGE, Stored};
 use super::{Isa, Pool, Shared};
 use crate::KvDtype;
 use crate::profile::{self, Arithmetic, Work};
+use keys::{Head, Keys};
 use plan::{Plan, Queries, Unit};
-use tile::{Head, Keys, Merge, Output, Scratch, Tile, Widest, part_floats};
+use tile::{Merge, Output, Scratch, Tile, Widest, part_floats};
 
 /// A sequence's rows in a step.
 #[derive(Clone, Copy)]

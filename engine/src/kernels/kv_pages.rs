@@ -15,8 +15,8 @@ use crate::kv::PAGE_TOKENS;
 /// Positions of a page.
 pub(super) const PAGE: usize = PAGE_TOKENS as usize;
 
-/// What a vector load should not cross.
-const LINE: usize = 64;
+/// Bytes of a cache line, which a vector load should not cross.
+pub(super) const LINE: usize = 64;
 
 /// Heads of one layer, and layers.
 #[derive(Clone, Copy, Debug)]

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::tile::BLOCK;
+use super::keys::BLOCK;
 
 /// Tasks for each thread: a thread whose core is taken away for a moment holds up little.
 const TASKS_PER_THREAD: usize = 4;
-/// What a task costs at least, in [`Queries::cost`]: some microseconds, beside which handing it out does not count.
-const TASK_COST_MIN: usize = 2_000;
+/// What a task costs at least, in [`Queries::cost`]: about a microsecond, beside which handing it out hardly counts.
+const TASK_COST_MIN: usize = 500;
 /// What loading a key costs, in queries that are computed with it.
 const LOAD_COST: usize = 4;
 
