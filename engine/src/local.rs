@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::kernels::{Pool, Segment};
+use crate::kernels::{PEAK_COLUMNS, Pool, Segment};
 use crate::kv::Storage;
 use crate::language::{Language, Reading};
+use crate::ops::Logits;
 use crate::profile::{self, Arithmetic, Part, Profiler, Shape, Work};
 use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::sampler::Peaks;
@@ -42,6 +43,8 @@ struct Draw<'a> {
     draft: &'a [u32],
     /// A row for the token behind what is known, and one behind each guess.
     logits: &'a mut [f32],
+    /// What the head has noted of each row, if it has.
+    peaks: &'a [f32],
     vocabulary: usize,
     /// The tokens, or why there are none.
     sampled: Option<Result<Vec<Sampled>, String>>,
@@ -53,7 +56,7 @@ impl Local {
     }
 
     /// The logits of each item that samples, one after the other: behind its last token, and behind each guess.
-    fn forward(&mut self, items: &[Item<'_, State>]) -> candle_core::Result<Vec<f32>> {
+    fn forward(&mut self, items: &[Item<'_, State>]) -> candle_core::Result<Logits> {
         let mut tokens = Vec::new();
         let mut segments = Vec::with_capacity(items.len());
         let mut samples = Vec::new();
@@ -166,13 +169,15 @@ impl Local {
     #[inline(never)]
     fn pass(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
         let vocabulary = self.model.config.vocabulary();
-        let mut logits = self.forward(items).map_err(|error| error.to_string())?;
+        let Logits { values: mut logits, peaks } = self.forward(items).map_err(|error| error.to_string())?;
         let _span = profile::span(|| {
             let logits = logits.len() as u64;
             (Part::Sampling, Work { bytes: 4 * logits, operations: 2 * logits, arithmetic: Arithmetic::F32 })
         });
         // Drawing from 50,000 logits takes tens of microseconds, and sequences are independent: each is a task.
         let mut rest = &mut logits[..];
+        let mut noted = &peaks[..];
+        let blocks = vocabulary.div_ceil(PEAK_COLUMNS);
         let draws: Vec<Mutex<Draw<'_>>> = items
             .iter_mut()
             .filter(|item| item.samples)
@@ -180,8 +185,10 @@ impl Local {
                 let position = (item.tokens.len() - item.state.prompt_tokens) as u32;
                 let (logits, others) = std::mem::take(&mut rest).split_at_mut((1 + item.draft.len()) * vocabulary);
                 rest = others;
+                let (peaks, others) = noted.split_at(((1 + item.draft.len()) * blocks).min(noted.len()));
+                noted = others;
                 let (sampler, draft) = (&mut item.state.sampler, item.draft);
-                Mutex::new(Draw { position, sampler, draft, logits, vocabulary, sampled: None })
+                Mutex::new(Draw { position, sampler, draft, logits, peaks, vocabulary, sampled: None })
             })
             .collect();
         self.pool.run(draws.len(), &|draw| {
@@ -220,8 +227,9 @@ impl Draw<'_> {
     /// numbers to draw by, any token would be a lie.
     fn draw(&mut self) {
         let mut sampled: Vec<Sampled> = Vec::with_capacity(1 + self.draft.len());
+        let mut noted = self.peaks.chunks_exact(self.vocabulary.div_ceil(PEAK_COLUMNS));
         for (position, logits) in (self.position..).zip(self.logits.chunks_exact_mut(self.vocabulary)) {
-            let Some(peaks) = Peaks::new(logits) else {
+            let Some(peaks) = noted.next().map_or_else(|| Peaks::new(logits), Peaks::noted) else {
                 let (broken, all) = (logits.iter().filter(|logit| !logit.is_finite()).count(), logits.len());
                 self.sampled = Some(Err(format!(
                     "{broken} of the model's {all} logits are not finite: its weights are damaged, or too large for f32; fetch \

@@ -2,9 +2,11 @@
 //!
 //! The candle versions run on the CPU too: they are what the kernels are compared with.
 
+use std::sync::atomic::AtomicU32;
+
 use candle_core::{D, DType, Device, Result, Storage as Stored, Tensor};
 
-use crate::kernels::{self, Attention, Epilogue, Isa, Packed, Pool, Rotary, Segment};
+use crate::kernels::{self, Attention, Epilogue, Isa, PEAK_COLUMNS, Packed, Pool, Rotary, Segment};
 use crate::kv::Storage;
 
 /// What computes.
@@ -70,6 +72,16 @@ impl<'a> Turns<'a> {
     }
 }
 
+/// What the head makes of some rows.
+#[derive(Debug, Default)]
+pub(crate) struct Logits {
+    /// `[rows, vocabulary]`.
+    pub(crate) values: Vec<f32>,
+    /// The greatest of each [`PEAK_COLUMNS`] of a row, NaN where one is not finite: `[rows, vocabulary / PEAK_COLUMNS, rounded
+    /// up]`. Empty where nobody has looked.
+    pub(crate) peaks: Vec<f32>,
+}
+
 /// A matrix `[inputs, columns]` and its bias.
 pub(crate) enum Linear {
     Packed { weight: Packed, bias: Vec<f32> },
@@ -115,12 +127,16 @@ impl Linear {
         Tensor::from_vec(y, (x.dim(0)?, columns), x.device())
     }
 
-    /// The same product as numbers on the host, without a copy where it is there already.
-    pub(crate) fn forward_to_host(&self, on: Compute<'_>, x: &Tensor) -> Result<Vec<f32>> {
-        match self {
-            Linear::Plain { .. } => self.forward(on, x, Then::Nothing)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
-            _ => self.packed(on, x, Epilogue::None),
+    /// The same product as logits on the host, without a copy where it is there already.
+    pub(crate) fn logits(&self, on: Compute<'_>, x: &Tensor) -> Result<Logits> {
+        if let Linear::Plain { .. } = self {
+            let values = self.forward(on, x, Then::Nothing)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            return Ok(Logits { values, peaks: Vec::new() });
         }
+        let blocks = x.dim(0)? * self.columns()?.div_ceil(PEAK_COLUMNS);
+        let peaks: Vec<AtomicU32> = (0..blocks).map(|_| AtomicU32::new(0)).collect();
+        let values = self.packed(on, x, Epilogue::Peaks(&peaks))?;
+        Ok(Logits { values, peaks: peaks.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect() })
     }
 
     /// Columns of a matrix that is a tied head, as rows of an embedding: `[tokens, inputs]`.

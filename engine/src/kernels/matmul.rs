@@ -3,9 +3,11 @@
 //! A form's part is [`Product::tile`]. Each number of the product is one chain of operations over the inputs from the first to
 //! the last, which begins with the bias: the same in every tile, for every number of rows.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use super::pointwise::{gelu, load_some};
 use super::simd::{Op, Simd};
-use super::{Epilogue, Isa, PANEL, Pool, Shared};
+use super::{Epilogue, Isa, PANEL, PEAK_COLUMNS, Pool, Shared};
 
 /// How far a single tile looks ahead: what a core computes with while memory answers.
 const AHEAD_BYTES: usize = 8192;
@@ -123,11 +125,22 @@ pub(super) fn multiply<P: Product>(
     if let Epilogue::Add(residual) = epilogue {
         assert_eq!(residual.len(), rows * columns, "a residual for each output");
     }
+    if let Epilogue::Peaks(peaks) = epilogue {
+        assert_eq!(peaks.len(), rows * columns.div_ceil(PEAK_COLUMNS), "a peak for each block of columns");
+    }
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let shared = Shared(out.as_mut_ptr());
     let panels = columns.div_ceil(PANEL);
-    // A panel is a task: a thread takes them one after the other, as they lie in memory.
-    pool.run(panels, &|panel| isa.run(Panel { panel, rows, columns, product, bias, epilogue, out: shared }));
+    // A panel is a task: a thread takes them one after the other, as they lie in memory. What is noted together is one task's.
+    let together = if let Epilogue::Peaks(_) = epilogue { PEAK_COLUMNS / PANEL } else { 1 };
+    pool.run(panels.div_ceil(together), &|task| {
+        for panel in task * together..panels.min((task + 1) * together) {
+            isa.run(Panel { panel, rows, columns, product, bias, epilogue, out: shared });
+        }
+        if let Epilogue::Peaks(peaks) = epilogue {
+            isa.run(Note { block: task, rows, columns, out: shared, peaks });
+        }
+    });
     // SAFETY: the tasks have written all rows of all panels' columns, that is, every number.
     unsafe { out.set_len(rows * columns) };
     out
@@ -213,6 +226,49 @@ impl<P: Product> Panel<'_, P> {
     }
 }
 
+/// The peaks of a block of columns, of all rows.
+struct Note<'a> {
+    block: usize,
+    rows: usize,
+    columns: usize,
+    /// `[rows, columns]`, of which this task has just written the block.
+    out: Shared<f32>,
+    peaks: &'a [AtomicU32],
+}
+
+impl Op for Note<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<S: Simd>(self, simd: S) {
+        let (first, blocks) = (self.block * PEAK_COLUMNS, self.columns.div_ceil(PEAK_COLUMNS));
+        let count = PEAK_COLUMNS.min(self.columns - first);
+        for row in 0..self.rows {
+            // SAFETY: the task has written these columns of all rows, and has them alone.
+            let x = unsafe { std::slice::from_raw_parts(self.out.get().add(row * self.columns + first), count) };
+            self.peaks[row * blocks + self.block].store(peak(simd, x).to_bits(), Relaxed);
+        }
+    }
+}
+
+/// The greatest number, or NaN where one is not finite.
+#[inline(always)]
+fn peak<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let (mut most, mut broken) = (simd.splat(f32::MIN), simd.splat(0.0));
+    let parts = x.chunks_exact(S::LANES);
+    let rest = parts.remainder();
+    for part in parts {
+        // SAFETY: the part has `LANES` numbers.
+        let x = unsafe { simd.load(part.as_ptr()) };
+        most = simd.max(most, x);
+        // 0 for a number, else NaN from here on.
+        broken = simd.fma(x, simd.splat(0.0), broken);
+    }
+    let add = |(most, broken): (f32, f32), x: &f32| (if *x > most { *x } else { most }, broken + x * 0.0);
+    let (most, broken) = rest.iter().fold((simd.most(most), simd.sum(broken)), add);
+    most + broken
+}
+
 /// Stores a vector of a row's columns from `from` on, as many as there are, through the epilogue.
 ///
 /// # Safety
@@ -224,7 +280,7 @@ unsafe fn store<S: Simd>(simd: S, epilogue: Epilogue<'_>, out: *mut f32, start: 
     }
     let count = S::LANES.min(columns - from);
     let value = match epilogue {
-        Epilogue::None => sum,
+        Epilogue::None | Epilogue::Peaks(_) => sum,
         Epilogue::Gelu => gelu(simd, sum),
         Epilogue::Add(residual) => simd.add(load_some(simd, &residual[start + from..start + from + count]), sum),
     };

@@ -6,6 +6,8 @@
 //! threads. Where numbers are and what they mean is left to `ops`.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::AtomicU32;
+
 mod attention;
 mod kv_pages;
 mod limits;
@@ -46,7 +48,14 @@ pub(crate) enum Epilogue<'a> {
     Gelu,
     /// It is added to what the residual stream holds at its place: `[rows, columns]`.
     Add(&'a [f32]),
+    /// It stays as it is, and the greatest of each [`PEAK_COLUMNS`] columns is noted, as the bits of an f32:
+    /// `[rows, columns / PEAK_COLUMNS, rounded up]`. NaN where one of them is not finite.
+    Peaks(&'a [AtomicU32]),
 }
+
+/// Columns whose greatest is noted together. Whole panels, still in the cache when their turn comes; fewer would be too many to
+/// look through, more too long to pass over.
+pub(crate) const PEAK_COLUMNS: usize = 8 * PANEL;
 
 /// A pointer that tasks may share: they write disjoint parts.
 #[derive(Clone, Copy)]

@@ -46,7 +46,7 @@ impl<'a> Reading<'a> {
         let on = self.model.compute(self.pool);
         let logits = self.model.network.forward(on, &mut self.cache, part, &[segment], &samples)?;
         self.position += part.len();
-        Ok(logits)
+        Ok(logits.values)
     }
 }
 

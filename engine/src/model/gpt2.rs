@@ -11,7 +11,7 @@ use super::weights::Weights;
 use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
-use crate::ops::{Compute, Heads, LayerNorm, Linear, Then, attention};
+use crate::ops::{Compute, Heads, LayerNorm, Linear, Logits, Then, attention};
 
 /// The parts of config.json that shape the network.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,7 +192,7 @@ impl Gpt2 {
         tokens: &[u32],
         segments: &[Segment<'_>],
         samples: &[u32],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Logits> {
         let positions = segments.iter().flat_map(|segment| segment.position..segment.position + segment.rows);
         let positions = positions.map(|position| position as u32).collect::<Vec<_>>();
         let positions = Tensor::new(positions, self.wpe.device())?;
@@ -201,13 +201,13 @@ impl Gpt2 {
             x = block.forward(on, &x, segments, cache, layer, self.config.heads())?;
         }
         if samples.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Logits::default());
         }
         // The head is a third of the weights: only for rows whose next token is wanted.
         let x = x.index_select(&Tensor::new(samples, x.device())?, 0)?;
         let x = self.ln_f.forward(on, &x)?;
         match &self.head {
-            Head::Tied(head) | Head::Separate { lm_head: head, .. } => head.forward_to_host(on, &x),
+            Head::Tied(head) | Head::Separate { lm_head: head, .. } => head.logits(on, &x),
         }
     }
 

@@ -12,7 +12,7 @@ use super::weights::Weights;
 use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
-use crate::ops::{Compute, Heads, Linear, RmsNorm, Rotation, Then, Turns, attention};
+use crate::ops::{Compute, Heads, Linear, Logits, RmsNorm, Rotation, Then, Turns, attention};
 
 /// The parts of config.json that shape the network.
 #[derive(Clone, Debug, PartialEq)]
@@ -252,7 +252,7 @@ impl Llama {
         tokens: &[u32],
         segments: &[Segment<'_>],
         samples: &[u32],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Logits> {
         let mut x = self.embed_tokens.embed(tokens)?;
         let positions = segments.iter().flat_map(|segment| segment.position..segment.position + segment.rows);
         let turns = Turns::new(on, positions.map(|position| self.angles.at(position)).collect(), x.device())?;
@@ -260,12 +260,12 @@ impl Llama {
             x = layer.forward(on, &x, segments, cache, number, self.config.heads(), &turns)?;
         }
         if samples.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Logits::default());
         }
         // The head is a large part of a small model's weights: only for rows whose next token is wanted.
         let x = x.index_select(&Tensor::new(samples, x.device())?, 0)?;
         let x = self.norm.forward(on, &x)?;
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).forward_to_host(on, &x)
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).logits(on, &x)
     }
 }
 

@@ -10,7 +10,7 @@ use super::weights::Weights;
 use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
-use crate::ops::Compute;
+use crate::ops::{Compute, Logits};
 
 /// What config.json says, by family.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +104,7 @@ impl Network {
         tokens: &[u32],
         segments: &[Segment<'_>],
         samples: &[u32],
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Logits> {
         match self {
             Network::Gpt2(gpt2) => gpt2.forward(on, cache, tokens, segments, samples),
             Network::Llama(llama) => llama.forward(on, cache, tokens, segments, samples),

@@ -70,7 +70,7 @@ impl<'a> Bench<'a> {
         let samples: Vec<u32> = (0..tokens.len() as u32).collect();
         let on = self.model.compute(self.pool);
         let logits = self.model.network.forward(on, &mut self.cache, &tokens, &segments, &samples).unwrap();
-        logits.chunks(self.model.config.vocabulary()).map(<[f32]>::to_vec).collect()
+        logits.values.chunks(self.model.config.vocabulary()).map(<[f32]>::to_vec).collect()
     }
 
     /// All logits of a text, computed by chunks.

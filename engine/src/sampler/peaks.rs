@@ -1,8 +1,7 @@
 //! A row of logits by blocks: the greatest of each, so that whoever wants the greatest of all, or the greatest few, looks at some
 //! hundreds of them and not at the whole vocabulary again.
 
-/// Logits of a block. Larger ones are passed over less often, smaller ones are too many to look through.
-const BLOCK: usize = 256;
+use crate::kernels::PEAK_COLUMNS as BLOCK;
 
 /// The greatest logit of each block.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +30,11 @@ impl Peaks {
         });
         let peaks = peaks.collect();
         (broken.iter().sum::<f32>() == 0.0).then_some(Peaks(peaks))
+    }
+
+    /// As the head has noted them; `None` where a logit is not finite.
+    pub(crate) fn noted(peaks: &[f32]) -> Option<Peaks> {
+        peaks.iter().all(|peak| !peak.is_nan()).then(|| Peaks(peaks.to_vec()))
     }
 
     /// The greatest logit; the least of all floats where there is none.

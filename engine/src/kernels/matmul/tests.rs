@@ -1,9 +1,11 @@
 //! Every form with every instruction set against the plain product of the numbers that it says it has.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use half::{bf16, f16};
 
 use crate::Dtype;
-use crate::kernels::{Block, Columns, Epilogue, Isa, Packed, Pool, matmul};
+use crate::kernels::{Block, Columns, Epilogue, Isa, PEAK_COLUMNS, Packed, Pool, matmul};
 
 const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::Bf16, Dtype::Q8, Dtype::Q4];
 /// Rows, inputs, columns.
@@ -124,6 +126,52 @@ fn products_agree_with_the_plain_ones_on_odd_sizes_and_rows_do_not_depend_on_eac
                 }
                 let alone = matmul(isa, &pools[1], x, &packed, &bias, Epilogue::Add(residual));
                 assert_eq!(alone, out, "{isa} {dtype}: row {row} of {rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_greatest_of_each_block_of_columns_is_noted_and_nothing_else_changes() {
+    let pools = [Pool::new(1).unwrap(), Pool::new(3).unwrap()];
+    for (isa, dtype) in Isa::all().into_iter().flat_map(|isa| DTYPES.map(|dtype| (isa, dtype))) {
+        for [rows, inputs, outputs] in [[1, 32, 5], [3, 40, 256], [9, 32, 1000], [2, 64, 770]] {
+            let (x, mut w) = (noise(1, rows * inputs), noise(2, inputs * outputs));
+            if outputs < 16 {
+                // All below zero, which is what stands behind the last column.
+                w.chunks_exact_mut(inputs).for_each(|w| w.iter_mut().zip(&x).for_each(|(w, x)| *w = -x));
+            }
+            let packed = Packed::pack(dtype, &Matrix::new(&w, inputs)).unwrap();
+            let blocks = outputs.div_ceil(PEAK_COLUMNS);
+            let plain = matmul(isa, &pools[0], &x, &packed, &[], Epilogue::None);
+            for pool in &pools {
+                let peaks: Vec<AtomicU32> = (0..rows * blocks).map(|_| AtomicU32::new(0)).collect();
+                let out = matmul(isa, pool, &x, &packed, &[], Epilogue::Peaks(&peaks));
+                assert_eq!(out, plain, "{isa} {dtype}");
+                for (row, peaks) in out.chunks(outputs).zip(peaks.chunks(blocks)) {
+                    for (block, peak) in row.chunks(PEAK_COLUMNS).zip(peaks) {
+                        let want = block.iter().copied().fold(f32::MIN, f32::max);
+                        assert_eq!(f32::from_bits(peak.load(Relaxed)), want, "{isa} {dtype}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_column_that_is_no_number_makes_its_peak_none() {
+    let pool = Pool::new(2).unwrap();
+    for isa in Isa::all() {
+        for (column, weight) in [(0, f32::MAX), (300, f32::MIN), (511, f32::MAX), (512, f32::MAX)] {
+            let mut w = vec![0.5; 2 * 513];
+            w[2 * column..2 * column + 2].fill(weight);
+            let packed = Packed::pack(Dtype::F32, &Matrix::new(&w, 2)).unwrap();
+            let peaks: Vec<AtomicU32> = (0..3).map(|_| AtomicU32::new(0)).collect();
+            matmul(isa, &pool, &[3.0, 3.0], &packed, &[], Epilogue::Peaks(&peaks));
+            for (block, peak) in peaks.iter().enumerate() {
+                let peak = f32::from_bits(peak.load(Relaxed));
+                assert_eq!(peak.is_nan(), block == column / PEAK_COLUMNS, "{isa}: {peak} of block {block}");
             }
         }
     }
