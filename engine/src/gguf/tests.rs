@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Checkpoint, Folder, Tokenizer};
+use crate::{Checkpoint, DeviceChoice, Dtype, Folder, LoadOptions, Model, Progress, Source, Tokenizer};
 
 /// A GGUF file in the making.
 pub(super) struct File {
@@ -119,6 +119,76 @@ fn tokenizer(file: File) -> Result<Tokenizer, String> {
         .number("gpt2.attention.head_count", 1)
         .tensor("token_embd.weight", 0, &[1, 1], &[0; 4]);
     Tokenizer::open(&file.write(folder.path())).map_err(|error| error.to_string())
+}
+
+/// The bundled model as llama.cpp's converter would write it.
+fn bundled() -> File {
+    let checkpoint = Checkpoint::open(&Folder::Bundled).unwrap();
+    let size = |name: &str| checkpoint.config()[name].as_u64().unwrap() as u32;
+    let tokenizer = Folder::Bundled.read_json("tokenizer.json").unwrap().unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object().unwrap();
+    let mut tokens: Vec<&str> = vec![""; vocabulary.len()];
+    vocabulary.iter().for_each(|(token, id)| tokens[id.as_u64().unwrap() as usize] = token);
+    let merge = |merge: &serde_json::Value| match merge.as_str() {
+        Some(merge) => merge.to_owned(),
+        None => format!("{} {}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap()),
+    };
+    let merges: Vec<String> = tokenizer["model"]["merges"].as_array().unwrap().iter().map(merge).collect();
+    let types: Vec<i32> = (0..tokens.len()).map(|id| if id == 0 { 3 } else { 1 }).collect();
+    let mut file = File::new()
+        .text("general.architecture", "gpt2")
+        .number("gpt2.block_count", size("n_layer"))
+        .number("gpt2.context_length", size("n_positions"))
+        .number("gpt2.embedding_length", size("n_embd"))
+        .number("gpt2.feed_forward_length", 4 * size("n_embd"))
+        .number("gpt2.attention.head_count", size("n_head"))
+        .float("gpt2.attention.layer_norm_epsilon", 1e-5)
+        .text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "gpt-2")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .numbers("tokenizer.ggml.token_type", &types)
+        .texts("tokenizer.ggml.merges", &merges.iter().map(String::as_str).collect::<Vec<_>>())
+        .number("tokenizer.ggml.eos_token_id", 0);
+    let parts = [
+        ("wte", "token_embd"),
+        ("wpe", "position_embd"),
+        ("ln_f", "output_norm"),
+        ("h.", "blk."),
+        ("ln_1", "attn_norm"),
+        ("attn.c_attn", "attn_qkv"),
+        ("attn.c_proj", "attn_output"),
+        ("ln_2", "ffn_norm"),
+        ("mlp.c_fc", "ffn_up"),
+        ("mlp.c_proj", "ffn_down"),
+    ];
+    for name in checkpoint.names() {
+        let (mut dims, mut floats) = (checkpoint.shape(name).unwrap(), checkpoint.stored(name).unwrap().floats());
+        if name.contains(".c_") && name.ends_with("weight") {
+            let (rows, columns) = (dims[0], dims[1]);
+            floats = (0..rows * columns).map(|at| floats[at % rows * columns + at / rows]).collect();
+            dims.reverse();
+        }
+        let there = parts.iter().fold(name.to_owned(), |name, (here, there)| name.replace(here, there));
+        let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
+        file = file.tensor(&there, 0, &dims, &bytes);
+    }
+    file
+}
+
+#[test]
+fn a_model_computes_the_same_bits_from_a_gguf_file_as_from_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    std::fs::write(&path, bundled().bytes()).unwrap();
+    for dtype in [Dtype::F32, Dtype::Q8] {
+        let options = LoadOptions { device: DeviceChoice::Cpu, dtype, ..LoadOptions::default() };
+        let [folders, files] = [Source::bundled(), Source::from_file(&path)].map(|source| {
+            let model = Model::load(&source, &options, &Progress::silent()).unwrap();
+            let tokens = model.tokenizer.encode("Once upon a time, there was a 3 year old girl.");
+            (model.logits(&tokens, 8, 2).unwrap(), tokens)
+        });
+        assert!(folders == files, "{dtype}");
+    }
 }
 
 #[test]
