@@ -125,7 +125,9 @@ write("tokenizer.json", {
 })
 write("tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": positions})
 write("config.json", {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False, "bos_token_id": 1,
+    # llama2.c ends a story where the next one would begin.
+    "eos_token_id": [1, 2],
     "hidden_act": "silu", "hidden_size": dim, "intermediate_size": hidden, "max_position_embeddings": positions,
     "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "float32", "vocab_size": vocabulary,

@@ -48,6 +48,8 @@ pub(crate) enum Form {
 pub(crate) enum Role {
     /// It makes a layer's activations of others.
     Projection,
+    /// The same in one of the first layers, where the network is so made that errors there are worth more bits.
+    Early,
     /// It makes activations of tokens, or logits of activations.
     Vocabulary,
 }
@@ -61,6 +63,8 @@ impl Form {
             Form::Packed(Dtype::Auto) => stored,
             // Four bits for the vocabulary cost more quality than they save memory.
             Form::Packed(Dtype::Q4) if role == Role::Vocabulary => Dtype::Q8,
+            // More bits make nothing better of what the file has in four.
+            Form::Packed(Dtype::Q4) if role == Role::Early && stored != Dtype::Q4 => Dtype::Q8,
             Form::Packed(dtype) => dtype,
         }
     }
@@ -111,19 +115,19 @@ impl<'a> Weights<'a> {
     }
 
     /// A `Linear`: `weight` is `[columns, inputs]`.
-    pub(crate) fn linear(&self, name: &str, inputs: usize, columns: usize, bias: bool) -> Result<Linear, LoadError> {
-        self.fused(&[(name, columns)], inputs, bias)
+    pub(crate) fn linear(&self, role: Role, name: &str, inputs: usize, columns: usize, bias: bool) -> Result<Linear, LoadError> {
+        self.fused(role, &[(name, columns)], inputs, bias)
     }
 
     /// Several `Linear`s of the same inputs as one matrix, side by side: `(name, columns)` each.
-    pub(crate) fn fused(&self, parts: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Linear, LoadError> {
+    pub(crate) fn fused(&self, role: Role, parts: &[(&str, usize)], inputs: usize, bias: bool) -> Result<Linear, LoadError> {
         let weight = |(name, columns): &(&str, usize)| self.take(&format!("{name}.weight"), &[*columns, inputs]);
         let weights = parts.iter().map(weight).collect::<Result<Vec<_>, LoadError>>()?;
         let mut biases = Vec::new();
         for (name, columns) in parts.iter().filter(|_| bias) {
             biases.extend(self.take(&format!("{name}.bias"), &[*columns])?.floats());
         }
-        self.linear_of(Role::Projection, Matrix::of_rows(weights), bias.then_some(biases))
+        self.linear_of(role, Matrix::of_rows(weights), bias.then_some(biases))
     }
 
     /// A matrix stored as `[columns, inputs]`, without a bias: an embedding or a head.
@@ -187,7 +191,10 @@ impl<'a> Weights<'a> {
 
     /// What most weights of the layers became.
     pub(crate) fn dtype(&self) -> Dtype {
-        DTYPES.into_iter().max_by_key(|dtype| self.packed(Role::Projection, *dtype)).expect("some dtype")
+        DTYPES
+            .into_iter()
+            .max_by_key(|dtype| [Role::Projection, Role::Early].map(|role| self.packed(role, *dtype)))
+            .expect("some dtype")
     }
 
     /// Weights that were packed so.
