@@ -182,7 +182,7 @@ fn put(packed: &mut [u8], column: usize, block: &Block) {
 /// `x` (`[rows, inputs]`), quantized, times the matrix, plus bias (empty: none), through the epilogue: `[rows, columns]`.
 pub(super) fn matmul_q4(isa: Isa, pool: &Pool, x: &[f32], weights: &PackedQ4, bias: &[f32], epilogue: Epilogue<'_>) -> Vec<f32> {
     let shape = [x.len() / weights.inputs, weights.columns];
-    let x = Quantized::rows(isa, pool, x, weights.inputs, BLOCK);
+    let x = Quantized::rows(isa, pool, x, weights.inputs);
     multiply(isa, pool, &ProductQ4 { x, weights }, shape, bias, epilogue)
 }
 

@@ -3,6 +3,7 @@
 //! A row is quantized block by block, by itself: what becomes of it does not depend on its neighbours.
 
 use super::matmul::{interleave, row_tiles};
+use super::packed::BLOCK;
 use super::simd::{Op, Simd};
 use super::{Isa, Pool, Shared, part, tasks_for_numbers};
 
@@ -10,13 +11,11 @@ use super::{Isa, Pool, Shared, part, tasks_for_numbers};
 pub(super) const GROUP: usize = 4;
 /// 8-bit weights are stored plus this, because x86 multiplies unsigned with signed bytes.
 pub(super) const OFFSET: i32 = 128;
-/// The most inputs of a block.
-pub(super) const BLOCK_MAX: usize = 128;
 
 /// Quantized rows, in the order in which tiles take them: each array is `[tile][blocks, .., rows of the tile]`.
 pub(super) struct Quantized {
     pub(super) blocks: usize,
-    /// Four signed bytes each, the first lowest: `[tile][blocks, block / GROUP, rows]`.
+    /// Four signed bytes each, the first lowest: `[tile][blocks, BLOCK / GROUP, rows]`.
     pub(super) groups: Vec<i32>,
     pub(super) scales: Vec<f32>,
     /// What the offset of 8-bit weights adds to a block's sum, negated.
@@ -26,11 +25,10 @@ pub(super) struct Quantized {
 }
 
 impl Quantized {
-    /// Quantizes `x` (`[rows, inputs]`) in blocks of `block` inputs.
-    pub(super) fn rows(isa: Isa, pool: &Pool, x: &[f32], inputs: usize, block: usize) -> Quantized {
-        assert!(block.is_multiple_of(32) && block <= BLOCK_MAX);
-        let (rows, blocks) = (x.len() / inputs, inputs.div_ceil(block));
-        let groups = block / GROUP;
+    /// Quantizes `x` (`[rows, inputs]`).
+    pub(super) fn rows(isa: Isa, pool: &Pool, x: &[f32], inputs: usize) -> Quantized {
+        let (rows, blocks) = (x.len() / inputs, inputs.div_ceil(BLOCK));
+        let groups = BLOCK / GROUP;
         let tiles: Vec<_> = row_tiles(isa, rows).collect();
         let mut quantized = Quantized {
             blocks,
@@ -57,7 +55,6 @@ impl Quantized {
                     Quantize {
                         x: &x[first * inputs..(first + rows) * inputs],
                         inputs,
-                        block,
                         at,
                         groups: to.0.get().add(to_block * groups),
                         scales: to.1.get().add(to_block),
@@ -84,7 +81,6 @@ struct Quantize<'a> {
     /// The tile's rows.
     x: &'a [f32],
     inputs: usize,
-    block: usize,
     /// Which block.
     at: usize,
     groups: *mut i32,
@@ -98,19 +94,8 @@ impl Op for Quantize<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, simd: S) {
-        match self.block {
-            128 => self.rows::<S, 128>(simd),
-            64 => self.rows::<S, 64>(simd),
-            _ => self.rows::<S, 32>(simd),
-        }
-    }
-}
-
-impl Quantize<'_> {
-    #[inline(always)]
-    fn rows<S: Simd, const BLOCK: usize>(self, simd: S) {
         // Before they are laid out.
-        let mut bytes = [Bytes([0; BLOCK_MAX]); 8];
+        let mut bytes = [Bytes([0; BLOCK]); 8];
         let first = self.at * BLOCK;
         let mut rows = 0;
         for (x, bytes) in self.x.chunks_exact(self.inputs).zip(&mut bytes) {
@@ -132,18 +117,18 @@ impl Quantize<'_> {
             rows += 1;
         }
         // SAFETY: there are at most eight rows, the bytes are aligned as groups are, and so many groups are the block's.
-        unsafe { interleave(rows, BLOCK / GROUP, bytes.as_ptr().cast(), BLOCK_MAX / GROUP, self.groups) };
+        unsafe { interleave(rows, BLOCK / GROUP, bytes.as_ptr().cast(), BLOCK / GROUP, self.groups) };
     }
 }
 
-/// A row's block, aligned for whole groups.
+/// A row's block, aligned as groups are.
 #[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Bytes([i8; BLOCK_MAX]);
+#[repr(align(4))]
+struct Bytes([i8; BLOCK]);
 
 /// One block: its scale, and the sum of its bytes.
 #[inline(always)]
-fn quantize<S: Simd, const BLOCK: usize>(simd: S, x: &[f32; BLOCK], bytes: &mut [i8; BLOCK_MAX]) -> (f32, i32) {
+fn quantize<S: Simd>(simd: S, x: &[f32; BLOCK], bytes: &mut [i8; BLOCK]) -> (f32, i32) {
     let mut most = simd.splat(0.0);
     for part in x.chunks_exact(S::LANES) {
         // SAFETY: the part has `LANES` numbers.

@@ -79,24 +79,17 @@ fn columns(packed: &Packed) -> Vec<Vec<f32>> {
 }
 
 /// What a dtype's products make of a row.
-fn rounded(dtype: Dtype, x: &[f32], block: usize) -> Vec<f32> {
+fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
     match dtype {
         Dtype::Bf16 => x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
         Dtype::Q8 | Dtype::Q4 => x
-            .chunks(block)
+            .chunks(32)
             .flat_map(|block| {
                 let scale = block.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
                 block.iter().map(move |x| if scale > 0.0 { (x / scale).round_ties_even() * scale } else { 0.0 })
             })
             .collect(),
         _ => x.to_vec(),
-    }
-}
-
-fn block(dtype: Dtype, inputs: usize) -> usize {
-    match dtype {
-        Dtype::Q8 => [128, 64].into_iter().find(|block| inputs.is_multiple_of(*block)).unwrap_or(32),
-        _ => 32,
     }
 }
 
@@ -114,7 +107,7 @@ fn products_agree_with_the_plain_ones_on_odd_sizes_and_rows_do_not_depend_on_eac
             let weights = columns(&packed);
             for row in 0..rows {
                 let x = &x[row * inputs..(row + 1) * inputs];
-                let exact = rounded(dtype, x, block(dtype, inputs));
+                let exact = rounded(dtype, x);
                 let (residual, out) = (&residual[row * outputs..(row + 1) * outputs], &out[row * outputs..(row + 1) * outputs]);
                 for (column, weights) in weights.iter().enumerate() {
                     let dot: f64 = exact.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
