@@ -157,6 +157,8 @@ pub struct Scheduler {
     budget: Budget,
     /// Prompt tokens in the last step.
     prompt_tokens: usize,
+    /// Of the last plan: those, and a token of everybody who decodes.
+    rows: usize,
     /// Of sequences, not of pages, which know their own.
     stats: Stats,
     recording: Option<Recording>,
@@ -182,6 +184,7 @@ impl Scheduler {
             pages: Pages::new(limits.pages),
             budget: Budget::new(limits.step_tokens),
             prompt_tokens: 0,
+            rows: 0,
             stats: Stats::default(),
             recording,
         }
@@ -211,7 +214,7 @@ impl Scheduler {
                 true
             }
             Event::Took { micros } => {
-                self.budget.learn(self.prompt_tokens, micros);
+                self.budget.learn(self.prompt_tokens, self.rows, micros);
                 true
             }
             Event::Cancelled { id } | Event::Ended { id } => self.leave(id, true),
@@ -383,6 +386,7 @@ impl Scheduler {
         }
         self.running = running;
         self.prompt_tokens = whole - budget;
+        self.rows = self.prompt_tokens + decoding;
         if self.limits.speculate && work.iter().all(|work| work.tokens == 1 && work.samples) {
             self.draft(&mut work);
         }

@@ -143,8 +143,6 @@ pub enum BenchError {
 
 /// Tokens generated where only the first one's time counts.
 const FIRST_TOKEN_NEW: u32 = 2;
-/// Tokens that the profiled round decodes: enough steps for medians.
-const PROFILED_NEW: u32 = 24;
 
 /// Measures; blocks for as long as it takes.
 pub fn run(model: &Arc<Model>, plan: &Plan) -> Result<Report, BenchError> {
@@ -239,11 +237,7 @@ impl Bench {
         let rounds = (0..plan.rounds).map(|_| self.batch(batch, plan.prompt_tokens, plan.new_tokens));
         let rounds = rounds.collect::<Result<Vec<_>, BenchError>>()?;
         let limits = self.gauge.measure();
-        // In the middle of the answer, where a sequence is as long as on average.
-        let new_tokens = PROFILED_NEW.min(plan.new_tokens);
-        let steps = self.profiled(|bench| {
-            bench.batch(batch, plan.prompt_tokens + (plan.new_tokens - new_tokens) / 2, new_tokens).map(|_| ())
-        })?;
+        let steps = self.profiled(|bench| bench.batch(batch, plan.prompt_tokens, plan.new_tokens).map(|_| ()))?;
         let rows = batch as usize;
         let steps = steps.into_iter().filter(|(shape, _)| *shape == Shape { rows, samples: rows }).collect::<BTreeMap<_, _>>();
         let units = steps.values().map(|steps| steps.passes.len()).sum::<usize>() as f64;
@@ -308,6 +302,7 @@ impl Bench {
         }
         let (mut firsts, mut tokens, mut ended) = (0, 0u64, 0);
         let mut all_decode: Option<(Instant, u64)> = None;
+        let mut first_end: Option<(Instant, u64)> = None;
         while ended < batch {
             let step = self.steps.blocking_recv().ok_or(BenchError::Ended)?;
             for output in step.outputs {
@@ -324,10 +319,16 @@ impl Bench {
             if firsts == batch && all_decode.is_none() {
                 all_decode = Some((Instant::now(), tokens));
             }
+            if ended > 0 && first_end.is_none() {
+                first_end = Some((Instant::now(), tokens));
+            }
         }
-        let (since, before) = all_decode.ok_or(BenchError::Ended)?;
+        let ((since, before), now) = (all_decode.ok_or(BenchError::Ended)?, Instant::now());
+        // Whoever began early ends early, and leaves smaller steps to the others. Where all ended before the last one began,
+        // there was no step of all.
+        let (until, after) = first_end.filter(|(end, _)| *end > since).unwrap_or((now, tokens));
         Ok(Round {
-            decode: (tokens - before) as f64 / since.elapsed().as_secs_f64(),
+            decode: (after - before) as f64 / until.duration_since(since).as_secs_f64(),
             whole: tokens as f64 / start.elapsed().as_secs_f64(),
             first: since - start,
         })

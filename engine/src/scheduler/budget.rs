@@ -16,31 +16,31 @@ const TOKENS_MIN: usize = 32;
 pub(super) struct Budget {
     /// Tokens beside others at the most.
     most: usize,
-    /// What a prompt token takes, in nanoseconds; 0: not known yet.
-    token_ns: u64,
+    /// What a row takes, in nanoseconds; 0: not known yet.
+    row_ns: u64,
 }
 
 impl Budget {
     pub(super) fn new(most: u32) -> Budget {
-        Budget { most: most as usize, token_ns: 0 }
+        Budget { most: most as usize, row_ns: 0 }
     }
 
     /// Rows of a step in which `decoding` sequences get their token each; one prompt token is always allowed.
     pub(super) fn tokens(&self, decoding: usize) -> usize {
         let (most, us) = if decoding == 0 { (self.most * ALONE_FACTOR, ALONE_US) } else { (self.most, BESIDE_OTHERS_US) };
-        let in_time = (us * 1000).checked_div(self.token_ns).map_or(self.most, |tokens| usize::try_from(tokens).unwrap_or(most));
+        let in_time = (us * 1000).checked_div(self.row_ns).map_or(self.most, |tokens| usize::try_from(tokens).unwrap_or(most));
         most.min(in_time.max(self.least())).saturating_sub(decoding).max(1)
     }
 
-    /// A step with so many prompt tokens took that long. What else was in it counts for them, so the guess errs on the side of
-    /// those who wait.
-    pub(super) fn learn(&mut self, tokens: usize, micros: u64) {
+    /// A step with so many prompt tokens, and so many rows in all, took that long. A row that decodes costs about what one of a
+    /// prompt does; were the prompts charged with all, chunks would shrink beside many others until they cost the others most.
+    pub(super) fn learn(&mut self, prompt_tokens: usize, rows: usize, micros: u64) {
         // A few tokens say nothing about many.
-        if tokens < self.least() {
+        if prompt_tokens < self.least() {
             return;
         }
-        let now = micros.saturating_mul(1000) / tokens as u64;
-        self.token_ns = if self.token_ns == 0 { now } else { (3 * self.token_ns + now) / 4 };
+        let now = micros.saturating_mul(1000) / rows as u64;
+        self.row_ns = if self.row_ns == 0 { now } else { (3 * self.row_ns + now) / 4 };
     }
 
     fn least(&self) -> usize {
@@ -56,16 +56,16 @@ mod tests {
     fn others_wait_for_a_bounded_time_and_a_prompt_alone_takes_more() {
         let mut budget = Budget::new(256);
         assert_eq!((budget.tokens(0), budget.tokens(6)), (256, 250), "before anything is known");
-        budget.learn(256, 256_000);
+        budget.learn(256, 256, 256_000);
         assert_eq!((budget.tokens(0), budget.tokens(6)), (200, 44));
-        budget.learn(1, 1_000_000);
+        budget.learn(1, 9, 1_000_000);
         assert_eq!(budget.tokens(0), 200, "one token says nothing");
         for _ in 0..40 {
-            budget.learn(64, 640);
+            budget.learn(64, 64, 640);
         }
         assert_eq!((budget.tokens(0), budget.tokens(6)), (1024, 250));
         for _ in 0..40 {
-            budget.learn(64, 64_000_000);
+            budget.learn(64, 64, 64_000_000);
         }
         assert_eq!((budget.tokens(0), budget.tokens(6), budget.tokens(99)), (32, 26, 1));
     }
