@@ -46,10 +46,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_peak_is_what_was_resident_at_least() {
-        let mut peak = Peak::new();
+    fn a_peak_is_kept_when_the_systems_mark_is_set_back() {
+        // Other tests come and go beside this one, so only what is kept here says anything.
+        let mut peak = Peak { bytes: Some(u64::MAX) };
         peak.without(|| ());
-        assert!(peak.bytes() >= resident().min(peak.bytes()));
+        assert_eq!(peak.bytes(), Some(u64::MAX));
         assert_eq!(status("NoSuchLine:"), None);
     }
 }
