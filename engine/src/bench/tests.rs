@@ -36,7 +36,8 @@ fn a_small_plan_is_measured_and_an_impossible_one_refused() {
 
 #[test]
 fn a_steps_parts_are_named_and_each_has_its_limit() {
-    let plan = Plan { limits: true, batches: vec![2], ..plan() };
+    // Enough tokens that both are there at once, however late the second one is submitted.
+    let plan = Plan { limits: true, batches: vec![2], new_tokens: 96, ..plan() };
     let report = run(&model(), &plan).unwrap();
     let step = report.decode[0].step.as_ref().expect("the steps of both sequences were profiled");
     let has = |name: &str| step.parts.iter().any(|part| part.part.starts_with(name) && part.ms > 0.0);
