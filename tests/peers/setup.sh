@@ -32,8 +32,8 @@ done
 say "llama.cpp"
 if ! [ -x "$PEERS_DIR/llama-build/bin/llama-quantize" ]; then
   mkdir -p "$PEERS_DIR/src"
-  # Only the source package is wanted; pip's attempt to read its metadata would build it.
-  "$bin/pip" download --quiet --no-deps --no-binary :all: -d "$PEERS_DIR/src" "llama-cpp-python==${llama##*-}" || true
+  # Only this package from its source: what reads its metadata comes as wheels.
+  "$bin/pip" download --quiet --no-deps --no-binary llama-cpp-python -d "$PEERS_DIR/src" "llama-cpp-python==${llama##*-}"
   tar xzf "$PEERS_DIR/src/$llama.tar.gz" -C "$PEERS_DIR/src"
   export PATH=$bin:$PATH
   cmake -S "$PEERS_DIR/src/$llama/vendor/llama.cpp" -B "$PEERS_DIR/llama-build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
