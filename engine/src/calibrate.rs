@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Receiver;
 use tracing::info;
 
 use crate::room::{Room, room};
-use crate::{Engine, Model, Options, Output, Prompt, Request, Sampling, SequenceId, StartError, Step, kv, memory};
+use crate::{Engine, Model, Options, Output, Request, SequenceId, StartError, Step, kv, memory};
 
 /// How long to measure. The size that is being measured is measured to its end, so a large model takes two of its steps more.
 const BUDGET: Duration = Duration::from_millis(200);
@@ -98,16 +98,8 @@ fn time_of(times: &[(u32, f64)], rows: u32) -> f64 {
 /// The quickest step with so many sequences; `None` where they never run together.
 fn step_time(engine: &Engine, steps: &mut Receiver<Step>, series: u64, rows: u32) -> Option<f64> {
     for number in 0..u64::from(rows) {
-        engine.submit(Request {
-            id: SequenceId((series << 32) + number),
-            prompt: Prompt::Tokens(vec![1 + (number % 200) as u32]),
-            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-            max_tokens: Some(TOKENS),
-            min_tokens: 0,
-            stop: Vec::new(),
-            ignore_eos: true,
-            resume: Vec::new(),
-        });
+        let prompt = vec![1 + (number % 200) as u32];
+        engine.submit(Request::fixed(SequenceId((series << 32) + number), prompt, TOKENS));
     }
     let (mut ended, mut quickest, mut last) = (0, None, None::<Instant>);
     while ended < rows {

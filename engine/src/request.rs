@@ -29,6 +29,22 @@ pub struct Request {
     pub resume: Vec<u32>,
 }
 
+impl Request {
+    /// Exactly so many tokens behind the prompt's, the likeliest each time, whatever they say: what measurements ask for.
+    pub fn fixed(id: SequenceId, prompt: Vec<u32>, tokens: u32) -> Request {
+        Request {
+            id,
+            prompt: Prompt::Tokens(prompt),
+            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+            max_tokens: Some(tokens),
+            min_tokens: 0,
+            stop: Vec::new(),
+            ignore_eos: true,
+            resume: Vec::new(),
+        }
+    }
+}
+
 /// What to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {

@@ -4,9 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use banyan_engine::{
-    DeviceChoice, Dtype, Engine, LoadOptions, Model, Options, Output, Progress, Prompt, Request, Sampling, SequenceId, Source,
-};
+use banyan_engine::{DeviceChoice, Dtype, Engine, LoadOptions, Model, Options, Output, Progress, Request, SequenceId, Source};
 
 use crate::{exit::Failure, output};
 
@@ -33,16 +31,8 @@ fn compute(dtype: Dtype) -> anyhow::Result<String> {
     let kernels = model.kernels();
     let (engine, mut steps) =
         Engine::start(model, Options { batch_max: 1, threads: Some(1), speculate: false, ..Options::default() })?;
-    engine.submit(Request {
-        id: SequenceId(1),
-        prompt: Prompt::Tokens((0..PROMPT).map(|at| 1 + at * 31 % 200).collect()),
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        max_tokens: Some(TOKENS),
-        min_tokens: 0,
-        stop: Vec::new(),
-        ignore_eos: true,
-        resume: Vec::new(),
-    });
+    let prompt = (0..PROMPT).map(|at| 1 + at * 31 % 200).collect();
+    engine.submit(Request::fixed(SequenceId(1), prompt, TOKENS));
     while let Some(step) = steps.blocking_recv() {
         for output in step.outputs {
             match output {

@@ -15,7 +15,7 @@ pub use breakdown::{Breakdown, Spent};
 
 use crate::limits::{Limits, Meter};
 use crate::profile::{Shape, Steps};
-use crate::{Engine, Model, Options, Output, Profile, Prompt, Refusal, Request, Sampling, SequenceId, StartError, Step, threads};
+use crate::{Engine, Model, Options, Output, Profile, Refusal, Request, SequenceId, StartError, Step, threads};
 
 /// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,16 +289,7 @@ impl Bench {
         let start = Instant::now();
         for _ in 0..batch {
             self.next += 1;
-            self.engine.submit(Request {
-                id: SequenceId(self.next),
-                prompt: Prompt::Tokens(prompt(self.next, prompt_tokens)),
-                sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-                max_tokens: Some(new_tokens),
-                min_tokens: 0,
-                stop: Vec::new(),
-                ignore_eos: true,
-                resume: Vec::new(),
-            });
+            self.engine.submit(Request::fixed(SequenceId(self.next), prompt(self.next, prompt_tokens), new_tokens));
         }
         let (mut firsts, mut tokens, mut ended) = (0, 0u64, 0);
         let mut all_decode: Option<(Instant, u64)> = None;
