@@ -162,6 +162,19 @@ impl Engine {
         spawn(info, backend, language, scheduler, stop).expect("the operating system gives a thread for a test's engine")
     }
 
+    /// A handle to an engine that nobody runs: its orders are for whoever computes the steps, under a time of their own.
+    pub fn unmanned(info: Info) -> (Engine, Orders) {
+        let (command, commands) = commands::channel();
+        let shared = Shared {
+            info,
+            commands: command,
+            stop: watch::channel(false).0,
+            stats: watch::channel(Stats::default()).1,
+            ended: watch::channel(()).1,
+        };
+        (Engine { shared: Arc::new(shared) }, Orders(commands))
+    }
+
     /// What it serves.
     pub fn info(&self) -> &Info {
         &self.shared.info
@@ -191,6 +204,32 @@ impl Engine {
         let mut ended = self.shared.ended.clone();
         // An error means that the thread has dropped its end: what we wait for.
         while ended.changed().await.is_ok() {}
+    }
+}
+
+/// What an engine was told that nobody runs.
+#[derive(Debug)]
+pub struct Orders(commands::Receiver<Command>);
+
+/// One thing that it was told.
+#[derive(Debug)]
+pub enum Order {
+    /// A sequence is to be added.
+    Submit(Box<Request>),
+    /// A sequence is to end.
+    Cancel(SequenceId),
+}
+
+impl Orders {
+    /// The next order, if there is one.
+    pub fn next_order(&self) -> Option<Order> {
+        loop {
+            match self.0.try_recv().ok()? {
+                Command::Submit(request) => return Some(Order::Submit(request)),
+                Command::Cancel(id) => return Some(Order::Cancel(id)),
+                Command::Admitted | Command::Stop => {}
+            }
+        }
     }
 }
 

@@ -96,14 +96,21 @@ impl Options {
         self.context.min(self.pages.map_or(u32::MAX, |pages| pages.saturating_mul(PAGE_TOKENS)))
     }
 
-    pub(crate) fn limits(&self) -> Limits {
+    /// What its scheduler keeps to.
+    pub fn limits(&self) -> Limits {
         let batch_max = self.batch_max.max(1);
         let pages = self.pages.unwrap_or_else(|| self.context.div_ceil(PAGE_TOKENS).saturating_mul(batch_max));
         let step_tokens = self.step_tokens.max(batch_max.saturating_add(1));
         Limits { batch_max, step_tokens, pages, page_tokens: PAGE_TOKENS, speculate: self.speculate }
     }
 
-    pub(crate) fn info(&self) -> Info {
+    /// A step's time with so many prompt tokens in it.
+    pub fn step_time(&self, prompt_tokens: usize) -> Duration {
+        self.token_time.saturating_add(self.prefill_time.saturating_mul(u32::try_from(prompt_tokens).unwrap_or(u32::MAX)))
+    }
+
+    /// What it serves.
+    pub fn info(&self) -> Info {
         Info {
             model: self.model.clone(),
             context: self.context(),
@@ -132,8 +139,7 @@ impl Words {
 }
 
 pub(crate) struct Fake {
-    token_time: Duration,
-    prefill_time: Duration,
+    options: Options,
     stopping: watch::Receiver<bool>,
     /// When the step in progress would end if every step took exactly its time.
     due: Instant,
@@ -170,7 +176,7 @@ enum Failpoint {
 
 impl Fake {
     pub(crate) fn new(options: &Options, stopping: watch::Receiver<bool>) -> Fake {
-        Fake { token_time: options.token_time, prefill_time: options.prefill_time, stopping, due: Instant::now() }
+        Fake { options: options.clone(), stopping, due: Instant::now() }
     }
 
     /// Lets a step's time pass, unless the engine is to stop.
@@ -270,8 +276,7 @@ impl Backend for Fake {
     fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
         let prompt_tokens: usize =
             items.iter().map(|item| item.state.prompt_tokens.saturating_sub(item.computed).min(item.count)).sum();
-        let prefill = self.prefill_time.saturating_mul(u32::try_from(prompt_tokens).unwrap_or(u32::MAX));
-        self.pass(self.token_time.saturating_add(prefill));
+        self.pass(self.options.step_time(prompt_tokens));
         for item in items.iter() {
             match item.state.failpoint {
                 None => {}

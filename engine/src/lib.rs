@@ -44,7 +44,7 @@ mod tokenizer;
 
 pub use calibrate::{Calibration, calibrate};
 pub use checkpoint::Checkpoint;
-pub use engine::{Engine, Info, Options, StartError};
+pub use engine::{Engine, Info, Options, Order, Orders, StartError};
 pub use error::{LoadError, ResolveError};
 pub use folder::Folder;
 pub use hub::{Hub, Token};

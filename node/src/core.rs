@@ -8,22 +8,23 @@ mod parent;
 mod work;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use banyan_engine as engine;
 use banyan_proto::{NodeName, QueryId, v1};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant as Deadline, MissedTickBehavior, sleep_until},
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
 use self::{children::Child, desk::Desk, parent::Uplink, work::Work};
 use crate::{
+    bare::Gauges,
     capacity,
     config::Config,
     journal::{Fact, Journal},
@@ -38,26 +39,37 @@ const INBOX: usize = 4096;
 /// Inputs handled before their results are flushed: what comes together leaves together, in one frame.
 const BATCH: usize = 256;
 /// The ledger's time-outs are seconds; a tenth is fine enough.
-const TICK: Duration = Duration::from_millis(100);
+pub const TICK: Duration = Duration::from_millis(100);
 /// Messages to one peer that wait for its stream; a peer that is further behind than that is gone for all we know.
 pub(crate) const OUTBOX: usize = 8192;
+
+/// What the task was woken by.
+enum Woken {
+    Inputs(usize),
+    Step(Option<engine::Step>),
+    ClientLeft(QueryId, u64),
+    Tick,
+    Report,
+}
 
 /// The task's state. See the module.
 pub(crate) struct Core {
     name: NodeName,
     started: Instant,
+    /// When it was woken: what it does has no clock of its own, so that it can be driven under virtual time.
+    pub(crate) now: Instant,
     router: Router,
     recording: Option<Recording>,
     journal: Journal,
     engine: Option<Work>,
     /// Roots only.
     desk: Option<Desk>,
-    children: HashMap<NodeName, Child>,
+    children: BTreeMap<NodeName, Child>,
     uplink: Option<Uplink>,
     ancestry: v1::Ancestry,
     /// The parent does not know our present capacity.
     report: bool,
-    report_at: Option<Deadline>,
+    report_at: Option<Instant>,
     /// Inspections sent down, by number.
     inspections: HashMap<u64, oneshot::Sender<v1::Inspected>>,
     inspection: u64,
@@ -72,14 +84,27 @@ impl Core {
         epoch: Option<u64>,
         killed: CancellationToken,
     ) -> Handle {
+        let (engine, steps) = engine.unzip();
+        let (inbox, inputs) = mpsc::channel(INBOX);
+        // Bounded by the live queries of the root: each leaves once.
+        let (leavers, left) = mpsc::unbounded_channel();
+        let core = Core::new(config, engine, epoch, Instant::now(), Journal::new());
+        tokio::spawn(core.run(inputs, steps, left, killed));
+        Handle { inbox, leavers }
+    }
+
+    /// The state alone, for whoever drives it.
+    pub(crate) fn new(
+        config: &Config,
+        engine: Option<engine::Engine>,
+        epoch: Option<u64>,
+        now: Instant,
+        journal: Journal,
+    ) -> Core {
         let settings = router::Settings {
             name: config.name.clone(),
             routing: config.routing,
-            engine: engine.as_ref().map(|(engine, _)| engine_settings(config, engine.info())),
-        };
-        let (work, steps) = match engine {
-            Some((engine, steps)) => (Some(Work::new(engine)), Some(steps)),
-            None => (None, None),
+            engine: engine.as_ref().map(|engine| engine_settings(config, engine.info())),
         };
         let desk = epoch.map(|epoch| {
             let eager = config.routing == crate::Routing::Classic;
@@ -91,18 +116,16 @@ impl Core {
                 recording.push(Record::LedgerStarted { settings: desk.ledger.settings().clone() });
             }
         }
-        let (inbox, inputs) = mpsc::channel(INBOX);
-        // Bounded by the live queries of the root: each leaves once.
-        let (leavers, left) = mpsc::unbounded_channel();
-        let core = Core {
+        Core {
             name: config.name.clone(),
-            started: Instant::now(),
+            started: now,
+            now,
             router: Router::new(settings),
             recording: config.recording.clone(),
-            journal: Journal::new(),
-            engine: work,
+            journal,
+            engine: engine.map(Work::new),
             desk,
-            children: HashMap::new(),
+            children: BTreeMap::new(),
             uplink: None,
             ancestry: v1::Ancestry { ancestors: Vec::new(), epoch: epoch.unwrap_or(0) },
             report: false,
@@ -110,9 +133,7 @@ impl Core {
             inspections: HashMap::new(),
             inspection: 0,
             stopping: None,
-        };
-        tokio::spawn(core.run(inputs, steps, left, killed));
-        Handle { inbox, leavers }
+        }
     }
 
     async fn run(
@@ -130,27 +151,27 @@ impl Core {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let report_at = self.report_at;
-            tokio::select! {
-                count = inputs.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        return;
-                    }
-                    for input in batch.drain(..) {
-                        self.input(input);
-                    }
-                }
-                step = steps.recv() => match step {
-                    Some(step) => self.step(step),
-                    None => {
-                        tracing::error!(node = %self.name, "the engine has ended");
-                        self.shut_down(&mut inputs);
-                        return;
-                    }
-                },
-                Some((id, serial)) = left.recv() => self.client_left(id, serial),
+            let woken = tokio::select! {
+                count = inputs.recv_many(&mut batch, BATCH) => Woken::Inputs(count),
+                step = steps.recv() => Woken::Step(step),
+                Some((id, serial)) = left.recv() => Woken::ClientLeft(id, serial),
                 () = killed.cancelled() => return,
-                _ = tick.tick(), if self.desk.is_some() => self.tick(),
-                () = sleep_until(report_at.unwrap_or_else(Deadline::now)), if report_at.is_some() => self.send_report(),
+                _ = tick.tick(), if self.desk.is_some() => Woken::Tick,
+                () = sleep_until(report_at.unwrap_or_else(Instant::now)), if report_at.is_some() => Woken::Report,
+            };
+            self.now = Instant::now();
+            match woken {
+                Woken::Inputs(0) => return,
+                Woken::Inputs(_) => batch.drain(..).for_each(|input| self.input(input)),
+                Woken::Step(Some(step)) => self.step(step),
+                Woken::Step(None) => {
+                    tracing::error!(node = %self.name, "the engine has ended");
+                    self.shut_down(&mut inputs);
+                    return;
+                }
+                Woken::ClientLeft(id, serial) => self.client_left(id, serial),
+                Woken::Tick => self.tick(),
+                Woken::Report => self.send_report(),
             }
             self.flush();
             if let Some(stopped) = self.stopping.take() {
@@ -162,7 +183,7 @@ impl Core {
         }
     }
 
-    fn input(&mut self, input: Input) {
+    pub(crate) fn input(&mut self, input: Input) {
         match input {
             Input::ChildAttached(link) => self.child_attached(link),
             Input::ChildReport { child, link, report } => self.child_report(child, link, report),
@@ -286,22 +307,22 @@ impl Core {
 
     /// Microseconds since the node started.
     fn now(&self) -> u64 {
-        self.started.elapsed().as_micros() as u64
+        self.now.duration_since(self.started).as_micros() as u64
     }
 
-    fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.ledger(ledger::Event::Tick, None);
         let Some(desk) = &mut self.desk else { return };
         // What was refused for wrong numbers goes by the present ones.
         desk.room_changed = true;
-        for (id, serial) in desk.stalled_clients() {
+        for (id, serial) in desk.stalled_clients(self.now) {
             self.journal.push(Fact::Note(format!("query {id} cut off, its client reads nothing")));
             self.client_left(id, serial);
         }
     }
 
     /// `serial` tells the asks of one id apart: only the one that is being answered counts.
-    fn client_left(&mut self, id: QueryId, serial: u64) {
+    pub(crate) fn client_left(&mut self, id: QueryId, serial: u64) {
         let Some(desk) = &mut self.desk else { return };
         if desk.forget(&id, serial) {
             self.ledger(ledger::Event::ClientLeft { id }, None);
@@ -310,7 +331,7 @@ impl Core {
 
     // ---- Engine and root, as the node sees them
 
-    fn step(&mut self, step: engine::Step) {
+    pub(crate) fn step(&mut self, step: engine::Step) {
         let Some(work) = &mut self.engine else { return };
         for id in work.step(step) {
             self.route(router::Event::Ended { id });
@@ -348,7 +369,7 @@ impl Core {
 
     fn ask(&mut self, ask: Ask) {
         let Some(desk) = &mut self.desk else { return };
-        if let Some(asked) = desk.accept(ask) {
+        if let Some(asked) = desk.accept(ask, self.now) {
             self.ledger(ledger::Event::Asked(asked), None);
         }
     }
@@ -375,7 +396,7 @@ impl Core {
     }
 
     /// What came together leaves together.
-    fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         if let Some(desk) = &mut self.desk {
             let room_changed = std::mem::take(&mut desk.room_changed);
             let (broken, gone) = (desk.take_broken(), desk.take_gone());
@@ -396,7 +417,7 @@ impl Core {
             tracing::warn!(node = %self.name, "the root does not read, its stream is cut");
             self.route(router::Event::Connected(false));
         }
-        if self.report_at.is_some_and(|at| at <= Deadline::now()) {
+        if self.report_at.is_some_and(|at| at <= self.now) {
             self.send_report();
         }
     }
@@ -406,7 +427,7 @@ impl Core {
         while let Ok(input) = inputs.try_recv() {
             if let (Input::Ask(ask), Some(desk)) = (input, &mut self.desk) {
                 // Never accepted, so nothing is owed but a word.
-                desk.accept(ask);
+                desk.accept(ask, self.now);
             }
         }
         if let Some(desk) = &mut self.desk {
@@ -417,6 +438,31 @@ impl Core {
         if let Some(work) = &mut self.engine {
             work.hand_back();
             work.flush();
+        }
+    }
+
+    pub(crate) fn report_at(&self) -> Option<Instant> {
+        self.report_at
+    }
+
+    pub(crate) fn is_suspect(&self, id: &QueryId) -> bool {
+        self.desk.as_ref().is_some_and(|desk| desk.ledger.is_suspect(id))
+    }
+
+    pub(crate) fn gauges(&self) -> Gauges {
+        let (clients, holders) = self.desk.as_ref().map_or((0, 0), Desk::sizes);
+        Gauges {
+            running: self.router.running(),
+            queued: self.router.queued(),
+            has_room: self.router.has_room(),
+            rooted: self.ancestry.epoch != 0,
+            connected: self.engine.as_ref().is_some_and(Work::is_connected),
+            kept: self.engine.as_ref().map_or(0, Work::kept),
+            waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting()),
+            live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live()),
+            clients,
+            holders,
+            children: self.children.len(),
         }
     }
 
@@ -442,7 +488,7 @@ impl Core {
             waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting() as u32),
             live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),
             epoch: self.ancestry.epoch,
-            uptime: self.started.elapsed(),
+            uptime: self.now.duration_since(self.started),
             kv: self.engine.as_ref().map(Work::kv),
         }
     }

@@ -13,9 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::core::{self, Handle, Input};
 
 /// How long a root has to welcome a node.
-const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
+pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause before the next try.
-const PAUSE: Duration = Duration::from_millis(200);
+pub const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the root is, in which reign.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Deliver {
                 Err(error) => tracing::debug!(node = %self.name, root = root.address, error, "can't reach the root"),
             }
             let factor = rand::rng().random_range(0.5..1.5);
-            sleep(PAUSE.mul_f64(factor)).await;
+            sleep(RECONNECT_PAUSE.mul_f64(factor)).await;
         }
     }
 

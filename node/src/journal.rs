@@ -22,7 +22,9 @@ const FOLLOWER_LAG: usize = 1024;
 pub(crate) struct Journal {
     next: u64,
     kept: VecDeque<Kept>,
-    followers: broadcast::Sender<v1::Decision>,
+    kept_max: usize,
+    /// From the first follower on: its buffer is the largest thing of an idle node.
+    followers: Option<broadcast::Sender<v1::Decision>>,
 }
 
 struct Kept {
@@ -40,7 +42,12 @@ pub(crate) enum Fact {
 
 impl Journal {
     pub(crate) fn new() -> Self {
-        Journal { next: 1, kept: VecDeque::new(), followers: broadcast::channel(FOLLOWER_LAG).0 }
+        Journal::keeping(KEPT)
+    }
+
+    /// One that keeps so many decisions.
+    pub(crate) fn keeping(kept_max: usize) -> Self {
+        Journal { next: 1, kept: VecDeque::new(), kept_max, followers: None }
     }
 
     pub(crate) fn push(&mut self, fact: Fact) {
@@ -50,11 +57,11 @@ impl Journal {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let kept = Kept { number: self.next, at_ms, fact };
         self.next += 1;
-        if self.followers.receiver_count() > 0 {
+        if let Some(followers) = self.followers.as_ref().filter(|followers| followers.receiver_count() > 0) {
             // Fails only when the last follower left in between.
-            let _ = self.followers.send(kept.decision());
+            let _ = followers.send(kept.decision());
         }
-        if self.kept.len() == KEPT {
+        if self.kept.len() == self.kept_max {
             self.kept.pop_front();
         }
         self.kept.push_back(kept);
@@ -66,8 +73,8 @@ impl Journal {
         self.kept.iter().skip(self.kept.len() - count).map(Kept::decision).collect()
     }
 
-    pub(crate) fn follow(&self) -> broadcast::Receiver<v1::Decision> {
-        self.followers.subscribe()
+    pub(crate) fn follow(&mut self) -> broadcast::Receiver<v1::Decision> {
+        self.followers.get_or_insert_with(|| broadcast::channel(FOLLOWER_LAG).0).subscribe()
     }
 }
 

@@ -3,6 +3,7 @@
 //! Three rooms matter most: [`router`] (which node runs a query), [`ledger`] (what the root owes to whom), and the
 //! engine's scheduler. They are pure: events in, actions out. Everything else here moves bytes for them.
 
+pub mod bare;
 pub mod capacity;
 mod config;
 mod core;

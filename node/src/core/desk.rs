@@ -3,12 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::AtomicU64},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use banyan_proto::{NodeName, QueryId, v1};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::input::{Ask, HolderLink, WhyFound};
 use crate::{
@@ -61,7 +61,7 @@ impl Desk {
     }
 
     /// Takes in a question; nothing when its header can't be read or its id is in use, of which the client is told.
-    pub(super) fn accept(&mut self, ask: Ask) -> Option<ledger::Asked> {
+    pub(super) fn accept(&mut self, ask: Ask, now: Instant) -> Option<ledger::Asked> {
         let Ask { question, serial, to, read } = ask;
         let refuse = |reason: v1::Failure, message: &str| {
             let failed = v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() };
@@ -77,7 +77,7 @@ impl Desk {
             return None;
         }
         let header = question.header.unwrap_or_default();
-        let seen = (Instant::now(), 0);
+        let seen = (now, 0);
         let client = Client { serial, to, sent: 0, read, seen, header, payload: question.payload, child: None };
         self.clients.insert(asked.id, client);
         Some(asked)
@@ -156,10 +156,12 @@ impl Desk {
         }
     }
 
-    /// The queries whose last attempt was sent to a child.
+    /// The queries whose last attempt was sent to a child, the oldest first.
     pub(super) fn sent_through(&self, child: &NodeName) -> Vec<QueryId> {
         let through = self.clients.iter().filter(|(_, client)| client.child.as_ref() == Some(child));
-        through.map(|(id, _)| *id).collect()
+        let mut ids: Vec<QueryId> = through.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Whom the next attempt should not be sent to: the child with which the last one was lost.
@@ -212,8 +214,7 @@ impl Desk {
     }
 
     /// Clients with answers waiting that have read nothing for too long.
-    pub(super) fn stalled_clients(&mut self) -> Vec<(QueryId, u64)> {
-        let now = Instant::now();
+    pub(super) fn stalled_clients(&mut self, now: Instant) -> Vec<(QueryId, u64)> {
         let mut stalled = Vec::new();
         for (id, client) in &mut self.clients {
             let read = super::load(&client.read);
@@ -223,7 +224,13 @@ impl Desk {
                 stalled.push((*id, client.serial));
             }
         }
+        stalled.sort_unstable();
         stalled
+    }
+
+    /// Clients and holders that are remembered.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.clients.len(), self.holders.len())
     }
 
     pub(super) fn take_broken(&mut self) -> Vec<u64> {

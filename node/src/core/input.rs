@@ -74,6 +74,26 @@ pub(crate) enum Input {
     Stop(oneshot::Sender<()>),
 }
 
+impl Input {
+    /// What a child said; nothing for what says nothing new.
+    pub(crate) fn of_child(child: &NodeName, link: u64, up: v1::Up) -> Option<Input> {
+        Some(match up.kind? {
+            v1::up::Kind::Report(report) => Input::ChildReport { child: child.clone(), link, report },
+            v1::up::Kind::Inspected(inspected) => Input::Inspected { inspected: Box::new(inspected) },
+            // Said once, before the link was one.
+            v1::up::Kind::Hello(_) => return None,
+        })
+    }
+
+    /// What a holder said on its Deliver stream.
+    pub(crate) fn of_holder(stream: u64, delivery: v1::Delivery) -> Option<Input> {
+        match delivery.kind? {
+            v1::delivery::Kind::Frame(frame) => Some(Input::Frame { stream, frame }),
+            v1::delivery::Kind::Hello(_) => None,
+        }
+    }
+}
+
 /// What the root remembers under an id or the beginning of one.
 pub(crate) enum WhyFound {
     Way(Box<Way>),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use banyan_proto::{NodeName, v1};
-use tokio::{sync::mpsc, time::Instant as Deadline};
+use tokio::sync::mpsc;
 
 use super::{Core, input::Attached};
 use crate::{journal::Fact, router, translate};
@@ -55,13 +55,13 @@ impl Core {
         }
         self.report = true;
         if urgent {
-            self.report_at = Some(Deadline::now());
+            self.report_at = Some(self.now);
         } else {
-            self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
+            self.report_at.get_or_insert(self.now + REPORT_INTERVAL);
         }
     }
 
-    pub(super) fn send_report(&mut self) {
+    pub(crate) fn send_report(&mut self) {
         self.report_at = None;
         if !std::mem::take(&mut self.report) {
             return;
@@ -81,7 +81,7 @@ impl Core {
             // The parent counts this query against our last report until the next one says that it came.
             if !self.report {
                 self.report = true;
-                self.report_at.get_or_insert_with(|| Deadline::now() + REPORT_INTERVAL);
+                self.report_at.get_or_insert(self.now + REPORT_INTERVAL);
             }
         }
         match query.header.as_ref().and_then(translate::ticket) {

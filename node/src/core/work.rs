@@ -1,6 +1,6 @@
 //! The queries that the node keeps, its engine, and the stream on which it delivers to the root.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use banyan_engine as engine;
 use banyan_proto::{Attempt, NodeName, QueryId, v1};
@@ -10,7 +10,8 @@ use crate::{router::Action, translate};
 
 pub(super) struct Work {
     engine: engine::Engine,
-    kept: HashMap<QueryId, Kept>,
+    /// In the order of their ids, so that what is said of all of them is said in that order.
+    kept: BTreeMap<QueryId, Kept>,
     sequences: HashMap<engine::SequenceId, QueryId>,
     next_sequence: u64,
     /// The Deliver stream; `None` while there is no way to the root.
@@ -31,12 +32,25 @@ struct Kept {
 
 impl Work {
     pub(super) fn new(engine: engine::Engine) -> Self {
-        Work { engine, kept: HashMap::new(), sequences: HashMap::new(), next_sequence: 0, to: None, parts: Vec::new(), tokens: 0 }
+        Work {
+            engine,
+            kept: BTreeMap::new(),
+            sequences: HashMap::new(),
+            next_sequence: 0,
+            to: None,
+            parts: Vec::new(),
+            tokens: 0,
+        }
     }
 
     /// How the engine uses its KV memory.
     pub(super) fn kv(&self) -> v1::Kv {
         translate::kv(self.engine.stats())
+    }
+
+    /// Queries of which anything is kept.
+    pub(super) fn kept(&self) -> usize {
+        self.kept.len()
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -143,7 +157,7 @@ impl Work {
 
     /// The node is leaving: the root sends everything that is kept here elsewhere, and blames nobody.
     pub(super) fn hand_back(&mut self) {
-        for (id, kept) in self.kept.drain() {
+        for (id, kept) in std::mem::take(&mut self.kept) {
             if let Some(sequence) = kept.sequence {
                 self.engine.cancel(sequence);
             }

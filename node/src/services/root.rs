@@ -64,8 +64,8 @@ async fn read(core: Handle, stream: u64, mut deliveries: Streaming<v1::Delivery>
     loop {
         match deliveries.message().await {
             Ok(Some(delivery)) => {
-                if let Some(v1::delivery::Kind::Frame(frame)) = delivery.kind
-                    && core.tell(Input::Frame { stream, frame }).await.is_err()
+                if let Some(input) = Input::of_holder(stream, delivery)
+                    && core.tell(input).await.is_err()
                 {
                     return;
                 }

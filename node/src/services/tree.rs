@@ -53,11 +53,10 @@ impl Tree for TreeService {
 async fn read(core: Handle, child: NodeName, link: u64, mut up: Streaming<v1::Up>) {
     loop {
         let input = match up.message().await {
-            Ok(Some(up)) => match up.kind {
-                Some(v1::up::Kind::Report(report)) => Input::ChildReport { child: child.clone(), link, report },
-                Some(v1::up::Kind::Inspected(inspected)) => Input::Inspected { inspected: Box::new(inspected) },
-                // A second hello says nothing new; what is unknown comes from a newer child.
-                Some(v1::up::Kind::Hello(_)) | None => continue,
+            // What is unknown comes from a newer child.
+            Ok(Some(up)) => match Input::of_child(&child, link, up) {
+                Some(input) => input,
+                None => continue,
             },
             Ok(None) => break,
             Err(status) => {
