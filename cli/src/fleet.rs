@@ -65,14 +65,18 @@ impl Fleet {
         }
     }
 
-    /// Ends when a part dies by itself, with the reason.
-    pub(crate) async fn failed(&mut self) -> Failure {
-        let mut failures: FuturesUnordered<_> = self.root.iter_mut().chain(&mut self.nodes).map(Node::failed).collect();
-        match failures.next().await {
-            Some(error) => Failure::from(anyhow::Error::new(error)),
-            // Nothing runs that could fail.
-            None => std::future::pending().await,
+    /// Ends when every node was told to leave and has done so, or with the reason why a part died by itself.
+    pub(crate) async fn ended(&mut self) -> Result<(), Failure> {
+        let mut ends: FuturesUnordered<_> = self.root.iter_mut().chain(&mut self.nodes).map(Node::ended).collect();
+        while let Some(ended) = ends.next().await {
+            ended.map_err(anyhow::Error::new)?;
         }
+        Ok(())
+    }
+
+    /// Lets every node finish what it runs, and hand over what has not ended by the deadline.
+    pub(crate) async fn drain(&self, deadline: Duration) {
+        join_all(self.root.iter().chain(&self.nodes).map(|node| node.drain(deadline))).await;
     }
 
     /// Ends everything that was started; whoever has a name gives it back.

@@ -119,6 +119,8 @@ mod tests {
             "node tree --watch",
             "node list -o name",
             "node move a --parent b",
+            "node drain a --deadline 5s -o json",
+            "node run a --parent root --drain 10s",
             "why chatcmpl-0123",
             "api run --etcd http://127.0.0.1:2379 --listen 127.0.0.1:8080",
             "registry serve --listen 127.0.0.1:2379 --file registry.json",

@@ -1,5 +1,6 @@
 //! `banyan node …`: a file per verb.
 
+pub(crate) mod drain;
 pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod move_;
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     List(list::Args),
     /// Gives a live node another parent.
     Move(move_::Args),
+    /// Lets a node finish or hand over what it has, and leave.
+    Drain(drain::Args),
 }
 
 /// Every verb but `run`.
@@ -29,6 +32,7 @@ pub(crate) async fn look(command: Command) -> Result<(), Failure> {
         Command::Tree(args) => tree::run(args).await,
         Command::List(args) => list::run(args).await,
         Command::Move(args) => move_::run(args).await,
+        Command::Drain(args) => drain::run(args).await,
         Command::Run(_) => unreachable!("`node run` serves, and is handled where the others that serve are"),
     }
 }

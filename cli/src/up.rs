@@ -46,7 +46,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let outcome = match stop.unless(start(&args, &mut fleet)).await {
         Ok(()) => tokio::select! {
             () = stop.asked() => Ok(()),
-            failure = fleet.failed() => Err(failure),
+            ended = fleet.ended() => ended,
         },
         failed => failed,
     };

@@ -7,6 +7,7 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use banyan_engine::{Engine, Step};
 use banyan_proto::{NodeName, v1};
+use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -93,8 +94,8 @@ impl Bare {
         self.core.input(Input::Ancestry { link, ancestry });
     }
 
-    /// A query comes down the link.
-    pub fn query(&mut self, link: u64, query: v1::Query) {
+    /// A query comes down the link, encoded.
+    pub fn query(&mut self, link: u64, query: Bytes) {
         self.core.input(Input::Query { link, query });
     }
 

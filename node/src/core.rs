@@ -4,12 +4,17 @@
 mod children;
 mod desk;
 mod input;
+mod leave;
+mod parcel;
 mod parent;
 mod work;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
-use self::{children::Child, desk::Desk, parent::Uplink, work::Work};
+use self::{children::Child, desk::Desk, leave::Leave, parcel::Parcel, parent::Uplink, work::Work};
 use crate::{
     bare::Gauges,
     capacity,
@@ -50,6 +55,7 @@ enum Woken {
     ClientLeft(QueryId, u64),
     Tick,
     Report,
+    Leave,
 }
 
 /// The task's state. See the module.
@@ -73,6 +79,9 @@ pub(crate) struct Core {
     /// Inspections sent down, by number.
     inspections: HashMap<u64, oneshot::Sender<v1::Inspected>>,
     inspection: u64,
+    leave: Option<Leave>,
+    /// Set when the node ends because it was told to leave.
+    left: Arc<AtomicBool>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -89,8 +98,9 @@ impl Core {
         // Bounded by the live queries of the root: each leaves once.
         let (leavers, left) = mpsc::unbounded_channel();
         let core = Core::new(config, engine, epoch, Instant::now(), Journal::new());
+        let departed = core.left.clone();
         tokio::spawn(core.run(inputs, steps, left, killed));
-        Handle { inbox, leavers }
+        Handle { inbox, leavers, left: departed }
     }
 
     /// The state alone, for whoever drives it.
@@ -132,6 +142,8 @@ impl Core {
             report_at: None,
             inspections: HashMap::new(),
             inspection: 0,
+            leave: None,
+            left: Arc::default(),
             stopping: None,
         }
     }
@@ -150,7 +162,7 @@ impl Core {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let report_at = self.report_at;
+            let (report_at, leave_at) = (self.report_at, self.leave_at());
             let woken = tokio::select! {
                 count = inputs.recv_many(&mut batch, BATCH) => Woken::Inputs(count),
                 step = steps.recv() => Woken::Step(step),
@@ -158,6 +170,7 @@ impl Core {
                 () = killed.cancelled() => return,
                 _ = tick.tick(), if self.desk.is_some() => Woken::Tick,
                 () = sleep_until(report_at.unwrap_or_else(Instant::now)), if report_at.is_some() => Woken::Report,
+                () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => Woken::Leave,
             };
             self.now = Instant::now();
             match woken {
@@ -172,8 +185,15 @@ impl Core {
                 Woken::ClientLeft(id, serial) => self.client_left(id, serial),
                 Woken::Tick => self.tick(),
                 Woken::Report => self.send_report(),
+                // Looked at after everything.
+                Woken::Leave => {}
             }
             self.flush();
+            if self.leaves() {
+                self.shut_down(&mut inputs);
+                self.left.store(true, Ordering::Relaxed);
+                return;
+            }
             if let Some(stopped) = self.stopping.take() {
                 self.shut_down(&mut inputs);
                 // Fails only when whoever asked has gone, and then nobody wants to know.
@@ -187,11 +207,8 @@ impl Core {
         match input {
             Input::ChildAttached(link) => self.child_attached(link),
             Input::ChildReport { child, link, report } => self.child_report(child, link, report),
-            Input::ChildGone { child, link } => {
-                if self.children.get(&child).is_some_and(|known| known.link == link) {
-                    self.cut_child(child);
-                }
-            }
+            Input::ChildLeaving { child, link } => self.child_gone(child, link, true),
+            Input::ChildGone { child, link } => self.child_gone(child, link, false),
             Input::Inspected { inspected } => {
                 if let Some(reply) = self.inspections.remove(&inspected.number) {
                     // Fails when the asker's patience ended first.
@@ -200,6 +217,7 @@ impl Core {
             }
             Input::Attached(attached) => self.attached(attached),
             Input::Detached { link } => {
+                self.parted(link);
                 if self.uplink.as_ref().is_some_and(|uplink| uplink.link == link) {
                     self.uplink = None;
                     self.set_ancestry(v1::Ancestry::default());
@@ -229,6 +247,11 @@ impl Core {
                 let _ = reply.send(self.desk.as_ref().map(|desk| desk.why(&id)));
             }
             Input::Note(text) => self.journal.push(Fact::Note(text)),
+            Input::Drain { deadline, begun } => {
+                let draining = self.drain(deadline);
+                // Fails when the asker's patience ended first.
+                let _ = begun.send(draining);
+            }
             Input::Stop(stopped) => self.stopping = Some(stopped),
         }
     }
@@ -240,10 +263,11 @@ impl Core {
         self.route_with(event, None);
     }
 
-    fn route_with(&mut self, event: router::Event, query: Option<v1::Query>) {
-        let actions = self.router.handle(event.clone());
+    fn route_with(&mut self, event: router::Event, query: Option<Parcel>) {
+        let now = self.now();
+        let actions = self.router.handle(now, event.clone());
         if let Some(recording) = &self.recording {
-            recording.push(Record::Router { event: event.clone(), actions: actions.clone() });
+            recording.push(Record::Router { now, event: event.clone(), actions: actions.clone() });
         }
         let mut query = query;
         for action in &actions {
@@ -252,7 +276,7 @@ impl Core {
         self.journal.push(Fact::Router(event, actions));
     }
 
-    fn act(&mut self, action: &router::Action, query: &mut Option<v1::Query>) {
+    fn act(&mut self, action: &router::Action, query: &mut Option<Parcel>) {
         use router::Action;
         match action {
             Action::Report { urgent, .. } => self.note_report(*urgent),
@@ -262,8 +286,8 @@ impl Core {
             }
             Action::Refuse { id, because } if self.desk.is_some() => {
                 tracing::debug!(query = %id, ?because, "bounced");
-                if let Some(attempt) = query.take().and_then(|query| query.header).and_then(|header| header.attempt) {
-                    self.ledger(ledger::Event::Bounced { id: *id, attempt: attempt.into() }, None);
+                if let Some(query) = query.take() {
+                    self.ledger(ledger::Event::Bounced { id: *id, attempt: query.attempt() }, None);
                 }
             }
             Action::Execute { .. }
@@ -472,7 +496,15 @@ impl Core {
         let children = names.into_iter().map(|name| {
             let child = &self.children[name];
             let (room, sent) = self.router.child(name).unwrap_or_default();
-            v1::ChildStatus { name: name.to_string(), address: child.address.clone(), room, nodes: child.nodes, sent }
+            v1::ChildStatus {
+                name: name.to_string(),
+                address: child.address.clone(),
+                room,
+                nodes: child.nodes,
+                sent,
+                one_in: 0,
+                shut_ms: 0,
+            }
         });
         Snapshot {
             attached: self.uplink.as_ref().map(|uplink| uplink.parent.to_string()),
@@ -484,6 +516,7 @@ impl Core {
             children: children.collect(),
             ancestry: self.ancestry.ancestors.iter().map(|ancestor| ancestor.name.clone()).collect(),
             rooted: self.ancestry.epoch != 0,
+            draining: self.is_leaving(),
             tokens: self.engine.as_ref().map_or(0, |work| work.tokens),
             waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting() as u32),
             live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),

@@ -9,6 +9,8 @@ use tokio::{
     time::timeout,
 };
 
+use tonic_health::{ServingStatus, server::HealthReporter};
+
 use crate::{
     core::{Handle, Input},
     translate,
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_millis(2000);
 /// root as a silent subtree.
 const PATIENCE_PER_LEVEL: Duration = Duration::from_millis(150);
 const PATIENCE_MIN: Duration = Duration::from_millis(300);
+/// Nobody waits longer than a day for a node to leave.
+const DEADLINE_MAX_MS: u64 = 24 * 3600 * 1000;
 
 /// What doesn't change while the node lives.
 pub(crate) struct Facts {
@@ -47,6 +51,8 @@ pub(crate) struct Inspector {
     pub(crate) registered: watch::Receiver<bool>,
     /// The wanted parent; roots have none.
     pub(crate) wanted: Option<watch::Sender<NodeName>>,
+    /// What `grpc.health.v1` says.
+    pub(crate) health: HealthReporter,
 }
 
 /// Why there is no answer.
@@ -70,6 +76,7 @@ impl Inspector {
             Some(Kind::View(target)) => self.view(&target.name).await.map(Answer::View),
             Some(Kind::Log(request)) => self.log(&request).await.map(Answer::Log),
             Some(Kind::Move(request)) => self.move_to(&request).await.map(Answer::Moved),
+            Some(Kind::Drain(request)) => self.drain(&request).await.map(Answer::Draining),
             None => Err(Unanswered::Failed("this version of the node does not know the question".to_owned())),
         };
         let kind = match result {
@@ -156,6 +163,34 @@ impl Inspector {
         Ok(v1::Moved { parent: parent.to_string() })
     }
 
+    /// Lets a node leave: this one, or one below.
+    pub(crate) async fn drain(&self, request: &v1::DrainRequest) -> Result<v1::Draining, Unanswered> {
+        if self.is_us(&request.name) {
+            return self.drain_here(Duration::from_millis(request.deadline_ms.min(DEADLINE_MAX_MS))).await;
+        }
+        match self.ask_below(&request.name, v1::inspection::Kind::Drain(request.clone())).await? {
+            v1::inspected::Kind::Draining(draining) => Ok(draining),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Begins to leave. What was begun is finished by the node's task.
+    pub(crate) async fn drain_here(&self, deadline: Duration) -> Result<v1::Draining, Unanswered> {
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+        let draining = self.core.drain(deadline).await.map_err(|_| Unanswered::Stopped)?;
+        let (core, registration) = (self.core.clone(), self.registration.clone());
+        tokio::spawn(async move {
+            core.ended().await;
+            // The name is given back last; whoever stops the node meanwhile waits for the lock, and so for that.
+            let mut registration = registration.lock().await;
+            if let Some(registration) = registration.take() {
+                registration.leave().await;
+            }
+        });
+        tracing::info!(node = %self.facts.name, running = draining.running, deadline_s = deadline.as_secs(), "about to leave");
+        Ok(draining)
+    }
+
     /// The way of a query; only a root knows.
     pub(crate) async fn why(&self, id: String) -> Result<v1::Way, Unanswered> {
         let shown = id.clone();
@@ -180,6 +215,7 @@ impl Inspector {
         let now = self.core.request(Input::Snapshot).await.map_err(|_| Unanswered::Stopped)?;
         let facts = &self.facts;
         let state = match () {
+            () if now.draining => "draining",
             () if facts.root => "ready",
             () if !now.connected || !now.rooted => "detached",
             () if now.has_room => "ready",
@@ -216,6 +252,7 @@ impl Inspector {
             cluster: facts.cluster.to_string(),
             tree: facts.tree.to_string(),
             kv: now.kv,
+            delivers_through: String::new(),
         })
     }
 

@@ -93,8 +93,7 @@ impl Fact {
     /// Whether a person would want to read it: reports and tokens by themselves say nothing.
     fn tells(&self) -> bool {
         match self {
-            Fact::Router(router::Event::ChildReported { .. }, _) => false,
-            Fact::Router(router::Event::Ended { .. }, actions) => {
+            Fact::Router(router::Event::ChildReported { .. } | router::Event::Ended { .. } | router::Event::Tick, actions) => {
                 actions.iter().any(|action| !matches!(action, router::Action::Report { .. }))
             }
             Fact::Router(..) | Fact::Note(_) => true,
@@ -141,8 +140,11 @@ fn router_event(event: &router::Event) -> String {
         router::Event::Connected(true) => "reached the root".to_owned(),
         router::Event::Connected(false) => "lost the way to the root".to_owned(),
         router::Event::ChildJoined { child } => format!("child {child} attached"),
-        router::Event::ChildLeft { child } => format!("child {child} left"),
+        router::Event::ChildLeft { child, orderly: true } => format!("child {child} went elsewhere"),
+        router::Event::ChildLeft { child, .. } => format!("the link to child {child} broke"),
         router::Event::ChildReported { child, .. } => format!("child {child} reported"),
+        router::Event::Draining => "about to leave".to_owned(),
+        router::Event::Tick => "time passed".to_owned(),
         router::Event::Arrived(ticket) if ticket.attempt.number > 1 => {
             format!("query {} (attempt {})", ticket.id, ticket.attempt.number)
         }
@@ -165,6 +167,7 @@ fn router_action(action: &router::Action) -> Option<String> {
         Action::Refuse { because: Because::Model, .. } => "refused, nobody here serves its model".to_owned(),
         Action::Refuse { because: Because::Disconnected, .. } => "refused, there is no way to the root".to_owned(),
         Action::Refuse { because: Because::Hops, .. } => "refused, it came through too many nodes".to_owned(),
+        Action::Refuse { because: Because::Leaving, .. } => "refused, the node is leaving".to_owned(),
         Action::Refuse { because: Because::Held, .. } => "refused, an older attempt is still in the engine".to_owned(),
         Action::Return { .. } => "handed back, it had not started".to_owned(),
         Action::Abort { .. } => "taken from the engine".to_owned(),

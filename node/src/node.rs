@@ -19,6 +19,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health, HealthServer},
+};
 
 use crate::{
     config::Config,
@@ -26,7 +30,7 @@ use crate::{
     deliver::Deliver,
     inspect::{Facts, Inspector},
     services::{InspectService, RootService, TreeService},
-    uplink::Uplink,
+    uplink::{Identity, Uplink},
 };
 
 /// What is being sent when a node stops gets that long to leave.
@@ -142,6 +146,8 @@ impl Node {
         };
         let fingerprint = info.as_ref().map(|info| info.fingerprint.clone()).unwrap_or_default();
         let settings = info.as_ref().map(|info| engine_settings(&config, info));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::Serving).await;
         let inspector = Arc::new(Inspector {
             facts: Facts {
                 name: config.name.clone(),
@@ -162,8 +168,9 @@ impl Node {
             registered: registration.registered(),
             registration: Arc::new(Mutex::new(Some(registration))),
             wanted,
+            health,
         });
-        let server = serve(&config, &registry, &inspector, listener, cancel.clone()).await?;
+        let server = serve(&config, &registry, &inspector, health_service, listener, cancel.clone()).await?;
         let mut links = Vec::new();
         if let Some(wanted) = wanted_seen {
             let (root, root_seen) = watch::channel(None);
@@ -174,12 +181,16 @@ impl Node {
                 core: core.clone(),
                 root: root_seen,
             };
-            let uplink = Uplink {
+            let us = Identity {
                 name: config.name.clone(),
-                tree: config.tree.clone(),
                 address: address.clone(),
                 incarnation,
                 fingerprint,
+                cluster: registry.cluster().clone(),
+            };
+            let uplink = Uplink {
+                us: Arc::new(us),
+                tree: config.tree.clone(),
                 registry,
                 wanted,
                 core: core.clone(),
@@ -201,12 +212,20 @@ impl Node {
     pub async fn ready(&self) {
         loop {
             match self.inspector.status("").await {
-                Ok(status) if status.state == "ready" || status.state == "busy" => return,
+                Ok(status) if ["ready", "busy", "draining"].contains(&status.state.as_str()) => return,
                 Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 // Stopping: there is nothing to wait for.
                 Err(_) => return,
             }
         }
+    }
+
+    /// Leaves: takes nothing more, finishes what runs, and hands over to others what has not ended by then. The node stays
+    /// as it is until it is [stopped](Node::stop).
+    pub async fn drain(&self, deadline: Duration) {
+        // The task may have ended by itself.
+        let _ = self.inspector.drain_here(deadline).await;
+        self.core.ended().await;
     }
 
     /// Hands back what the node holds (a root fails what is live), leaves the registry, and closes every link.
@@ -228,11 +247,14 @@ impl Node {
         }
     }
 
-    /// Waits until the node ends by itself, which it should not.
-    pub async fn failed(&mut self) -> NodeError {
+    /// Waits until the node ends by itself: well, because it was told to leave, or badly.
+    ///
+    /// # Errors
+    /// When a part of it ended that should not.
+    pub async fn ended(&mut self) -> Result<(), NodeError> {
         tokio::select! {
-            _ = &mut self.server => NodeError::Server,
-            () = self.core.ended() => NodeError::Core,
+            _ = &mut self.server => Err(NodeError::Server),
+            () = self.core.ended() => if self.core.has_left() { Ok(()) } else { Err(NodeError::Core) },
         }
     }
 }
@@ -283,11 +305,10 @@ async fn serve(
     config: &Config,
     registry: &Registry,
     inspector: &Arc<Inspector>,
+    health_service: HealthServer<impl Health>,
     listener: TcpListener,
     cancel: CancellationToken,
 ) -> Result<JoinHandle<Result<(), tonic::transport::Error>>, StartError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTORS)
         .build_v1()

@@ -25,6 +25,8 @@ pub enum Record {
     },
     /// The router decided.
     Router {
+        /// When: microseconds since the node started.
+        now: u64,
         /// What happened.
         event: router::Event,
         /// What was done about it.

@@ -4,7 +4,7 @@
 //! > next child whose subtree has room. A node with nobody to pass it to queues it. Whatever waits when the engine frees
 //! > joins the running batch.
 //!
-//! Pure code: an [`Event`] goes in, [`Action`]s come out; no clock, no task, no wire. What the root owes to whom is the
+//! Pure code: an [`Event`] goes in, [`Action`]s come out; no clock (time comes in with each event), no task, no wire. What the root owes to whom is the
 //! ledger's; when capacity reports leave is the node task's.
 
 mod child;
@@ -85,6 +85,8 @@ pub enum Event {
     ChildLeft {
         /// Its name.
         child: NodeName,
+        /// It said so before, and reads what is on its way; else it broke.
+        orderly: bool,
     },
     /// A child said what its subtree can take.
     ChildReported {
@@ -94,7 +96,13 @@ pub enum Event {
         received: u64,
         /// Room per set of models that share an engine.
         capacity: Vec<Capacity>,
+        /// How it served until then.
+        service: Service,
     },
+    /// The node is about to leave: it takes nothing more, and gives back what waits.
+    Draining,
+    /// Time has passed.
+    Tick,
     /// A query came from the parent (or, at the root, from the ledger).
     Arrived(Ticket),
     /// A sequence left the engine.
@@ -116,6 +124,19 @@ pub enum Event {
         /// This attempt at it.
         attempt: Attempt,
     },
+}
+
+/// Counts of a child's subtree since its uppermost node started; they only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Time that sequences spent in engines, in microseconds, summed over sequences.
+    pub busy_us: u64,
+    /// Tokens that were generated.
+    pub tokens: u64,
+    /// Queries that the child's own engine answered.
+    pub answered: u64,
+    /// Queries that it failed with.
+    pub failed: u64,
 }
 
 /// What to do about it.
@@ -195,6 +216,8 @@ pub enum Because {
     Hops,
     /// The engine has not yet let go of an older attempt at it.
     Held,
+    /// The node is about to leave.
+    Leaving,
 }
 
 /// Decides for one node. See the module.
@@ -202,6 +225,7 @@ pub enum Because {
 pub struct Router {
     settings: Settings,
     connected: bool,
+    draining: bool,
     running: BTreeMap<QueryId, Attempt>,
     queue: VecDeque<Ticket>,
     children: Vec<Child>,
@@ -219,6 +243,7 @@ impl Router {
         Router {
             settings,
             connected,
+            draining: false,
             running: BTreeMap::new(),
             queue: VecDeque::new(),
             children: Vec::new(),
@@ -259,8 +284,16 @@ impl Router {
         Some((u32::try_from(child.room("")).unwrap_or(u32::MAX), child.sent))
     }
 
+    /// Whether the node is about to leave.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// What the subtree can take, this node included, per set of models that share an engine.
     pub fn capacity(&self) -> Vec<Capacity> {
+        if self.draining {
+            return Vec::new();
+        }
         let own = self.settings.engine.as_ref().map(|engine| {
             // A node with children passes on what it can't run, and keeps no queue.
             let space = engine.batch_max.saturating_sub(self.queue.len() as u32);
@@ -270,8 +303,9 @@ impl Router {
         self.sum.with(own)
     }
 
-    /// Decides what to do about one event.
-    pub fn handle(&mut self, event: Event) -> Vec<Action> {
+    /// Decides what to do about one event at `now`, in microseconds since the node started.
+    pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
+        let _ = now;
         let mut actions = Vec::new();
         match event {
             Event::Connected(connected) => self.connected = connected,
@@ -279,14 +313,19 @@ impl Router {
                 self.remove_child(&child);
                 self.children.push(Child::new(child));
             }
-            Event::ChildLeft { child } => self.remove_child(&child),
-            Event::ChildReported { child, received, capacity } => {
+            Event::ChildLeft { child, orderly: _ } => self.remove_child(&child),
+            Event::ChildReported { child, received, capacity, service: _ } => {
                 if let Some(child) = self.children.iter_mut().find(|known| known.name == child) {
                     self.sum.subtract(&child.estimate);
                     child.report(received, capacity);
                     self.sum.add(&child.estimate);
                 }
             }
+            Event::Draining => {
+                self.draining = true;
+                actions.extend(self.queue.drain(..).map(|ticket| Action::Return { id: ticket.id }));
+            }
+            Event::Tick => {}
             Event::Arrived(ticket) => {
                 let action = self.give_way(&ticket, &mut actions).unwrap_or_else(|| self.route(ticket));
                 actions.push(action);
@@ -335,6 +374,9 @@ impl Router {
 
     fn route(&mut self, ticket: Ticket) -> Action {
         let id = ticket.id;
+        if self.draining {
+            return Action::Refuse { id, because: Because::Leaving };
+        }
         if ticket.hops >= HOPS_MAX {
             return Action::Refuse { id, because: Because::Hops };
         }
@@ -431,7 +473,9 @@ impl Router {
 
     fn own_room(&self) -> u32 {
         match &self.settings.engine {
-            Some(engine) if self.connected && self.queue.is_empty() => engine.busy_at.saturating_sub(self.running.len() as u32),
+            Some(engine) if self.connected && !self.draining && self.queue.is_empty() => {
+                engine.busy_at.saturating_sub(self.running.len() as u32)
+            }
             _ => 0,
         }
     }

@@ -9,7 +9,7 @@ use prost::Message as _;
 use crate::{
     capacity::Capacity,
     ledger::{self, Failure, Hop, Outcome, State, Why},
-    router::{Because, Choice, Ticket},
+    router::{Because, Choice, Service, Ticket},
 };
 
 /// The largest number of alternatives with a token's log-probability, as in OpenAI's API.
@@ -56,6 +56,10 @@ pub(crate) fn capacity(wire: v1::Capacity) -> Capacity {
 pub(crate) fn capacity_to_wire(capacity: &Capacity) -> v1::Capacity {
     let models = capacity.models.iter().map(|model| model.to_string()).collect();
     v1::Capacity { models, room: capacity.room, queue: capacity.queue, slots: capacity.slots }
+}
+
+pub(crate) fn service(wire: v1::Service) -> Service {
+    Service { busy_us: wire.busy_us, tokens: wire.tokens, answered: wire.answered, failed: wire.failed }
 }
 
 pub(crate) fn trail(wire: Vec<v1::Hop>) -> Vec<Hop> {

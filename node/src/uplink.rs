@@ -1,11 +1,14 @@
 //! The child's side of the link to its parent: attaches, and goes elsewhere when the link ends. Whom to is [`search`]'s to say.
+//!
+//! Where it has the choice it attaches to the new parent first and lets go of the old one then, and reads what is still on its
+//! way from there: so a move loses nothing.
 
 pub mod search;
 
 use std::{sync::Arc, time::Duration};
 
-use banyan_etcd::Registry;
-use banyan_proto::{NodeName, VERSION, dial, v1, v1::inspect_client::InspectClient, v1::tree_client::TreeClient};
+use banyan_etcd::{Registry, View};
+use banyan_proto::{NodeName, VERSION, dial, v1, v1::tree_client::TreeClient};
 use futures::{FutureExt as _, future::BoxFuture};
 use rand::Rng as _;
 use tokio::{
@@ -14,20 +17,20 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use self::search::{ATTACH_TIMEOUT, Candidate, End, RETURN_INTERVAL, RETURN_TIMEOUT, ROOTLESS_MAX, Search, rootless};
+use self::search::{ATTACH_TIMEOUT, Candidate, End, RETURN_INTERVAL, ROOTLESS_MAX, Search, rootless};
 use crate::{
     core::{self, Attached, Handle, Input},
     deliver::RootAddress,
     inspect::Inspector,
 };
 
+/// How long a parent may take to end a link that was given up.
+const READ_OUT_MAX: Duration = Duration::from_secs(5);
+
 /// What the uplink needs to know of its node.
 pub(crate) struct Uplink {
-    pub(crate) name: NodeName,
+    pub(crate) us: Arc<Identity>,
     pub(crate) tree: NodeName,
-    pub(crate) address: String,
-    pub(crate) incarnation: u64,
-    pub(crate) fingerprint: String,
     pub(crate) registry: Registry,
     /// The wanted parent; `node move` changes it.
     pub(crate) wanted: watch::Receiver<NodeName>,
@@ -36,9 +39,28 @@ pub(crate) struct Uplink {
     pub(crate) inspector: Arc<Inspector>,
 }
 
+/// How the node introduces itself.
+pub(crate) struct Identity {
+    pub(crate) name: NodeName,
+    pub(crate) address: String,
+    pub(crate) incarnation: u64,
+    pub(crate) fingerprint: String,
+    pub(crate) cluster: NodeName,
+}
+
+/// A link that was just made.
+struct Joined {
+    parent: Candidate,
+    stream: tonic::Streaming<v1::Down>,
+    to: mpsc::Sender<v1::Up>,
+    ancestry: v1::Ancestry,
+}
+
 /// How a link was left.
 enum Left {
     Ended(End),
+    /// The node has another one, which takes over from this one.
+    Replaced(Box<Joined>, Box<tonic::Streaming<v1::Down>>),
     /// The node is stopping.
     Stopped,
 }
@@ -47,99 +69,70 @@ impl Uplink {
     /// Keeps the node attached to somebody until it stops.
     pub(crate) async fn run(mut self) {
         let view = self.registry.watch();
-        let mut search = Search::new(self.name.clone(), self.tree.clone());
+        let mut search = Search::new(self.us.name.clone(), self.tree.clone());
         let mut link = 0;
+        let (mut next, mut old) = (None, None);
         loop {
-            let wanted = self.wanted.borrow_and_update().clone();
-            let candidates = search.candidates(&wanted, &view.borrow());
-            let mut end = End::Nobody;
-            for candidate in candidates {
-                link += 1;
-                match self.attach(&candidate, &search).await {
-                    Ok((stream, to, ancestry)) => {
-                        search.attached(candidate.clone(), &ancestry);
-                        end = match self.serve(link, &candidate, &wanted, stream, to, ancestry, &mut search).await {
-                            Left::Ended(end) => end,
-                            Left::Stopped => return,
-                        };
-                        break;
-                    }
-                    // Those that stay away are news once.
-                    Err(error) if search.is_fresh() => {
-                        tracing::info!(node = %self.name, parent = %candidate.name, %error, "can't attach, trying again");
-                    }
-                    Err(error) => tracing::debug!(node = %self.name, parent = %candidate.name, %error, "can't attach"),
+            let joined = match next.take() {
+                Some(joined) => Some(joined),
+                None => {
+                    let wanted = self.wanted.borrow_and_update().clone();
+                    let order = search.candidates(&wanted, &view.borrow());
+                    self.us.clone().join(order, search.is_fresh(), false).await.map(Box::new)
                 }
-            }
-            if end == End::Nobody && self.core.is_closed() {
+            };
+            if self.core.is_closed() {
                 return;
             }
+            let end = match joined {
+                None => End::Nobody,
+                Some(joined) => {
+                    link += 1;
+                    search.attached(joined.parent.clone(), &joined.ancestry);
+                    match self.serve(link, *joined, old.take(), &mut search).await {
+                        Left::Ended(end) => end,
+                        Left::Replaced(joined, stream) => {
+                            (next, old) = (Some(joined), Some((link, stream)));
+                            End::Moved
+                        }
+                        Left::Stopped => return,
+                    }
+                }
+            };
             if let Some(pause) = search.ended(end) {
                 jitter(pause).await;
             }
         }
     }
 
-    #[allow(clippy::type_complexity, reason = "the parts of one link")]
-    async fn attach(
-        &self,
-        candidate: &Candidate,
-        search: &Search,
-    ) -> Result<(tonic::Streaming<v1::Down>, mpsc::Sender<v1::Up>, v1::Ancestry), String> {
-        let channel = dial::endpoint(&candidate.address).map_err(|error| error.to_string())?.connect_lazy();
-        let mut client = TreeClient::new(channel)
-            .max_decoding_message_size(banyan_proto::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(banyan_proto::MESSAGE_BYTES_MAX);
-        let (to, outbox) = mpsc::channel(core::OUTBOX);
-        let hello = v1::Hello {
-            name: self.name.to_string(),
-            incarnation: self.incarnation,
-            version: VERSION.to_owned(),
-            fingerprint: self.fingerprint.clone(),
-            address: self.address.clone(),
-            cluster: self.registry.cluster().to_string(),
-        };
-        to.try_send(v1::Up { kind: Some(v1::up::Kind::Hello(hello)) }).expect("a new channel has room");
-        let attached = async {
-            let mut stream =
-                client.attach(ReceiverStream::new(outbox)).await.map_err(|status| status.message().to_owned())?.into_inner();
-            let first = stream.message().await.map_err(|status| status.message().to_owned())?;
-            match first.and_then(|down| down.kind) {
-                Some(v1::down::Kind::Ancestry(ancestry)) => Ok((stream, ancestry)),
-                Some(v1::down::Kind::Rejected(rejected)) => Err(rejected.message),
-                _ => Err("it did not say where it stands in the tree".to_owned()),
-            }
-        };
-        let (stream, ancestry) =
-            timeout(ATTACH_TIMEOUT, attached).await.map_err(|_| "it did not answer in time".to_owned())??;
-        if search.is_among(&ancestry) {
-            return Err("this node is above it, so attaching would close a circle".to_owned());
-        }
-        Ok((stream, to, ancestry))
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the parts of one link")]
+    /// Passes on what comes down a link until it ends. `old` is the link that this one takes over from: what is on its way
+    /// there is read to its end.
     async fn serve(
         &mut self,
         link: u64,
-        parent: &Candidate,
-        wanted: &NodeName,
-        mut stream: tonic::Streaming<v1::Down>,
-        to: mpsc::Sender<v1::Up>,
-        ancestry: v1::Ancestry,
+        joined: Joined,
+        old: Option<(u64, Box<tonic::Streaming<v1::Down>>)>,
         search: &mut Search,
     ) -> Left {
-        tracing::info!(node = %self.name, parent = %parent.name, "attached");
+        let Joined { parent, mut stream, to, ancestry } = joined;
+        tracing::info!(node = %self.us.name, parent = %parent.name, "attached");
         let mut rootless_since = rootless(&ancestry).then(Instant::now);
-        self.tell_root(parent, &ancestry);
+        self.tell_root(&parent, &ancestry);
         // Weak, so that the task dropping its sender ends the stream.
         let replies = to.downgrade();
         let attached = Attached { link, parent: parent.name.clone(), ancestry: search.full(&ancestry), to };
         if self.core.tell(Input::Attached(attached)).await.is_err() {
             return Left::Stopped;
         }
+        if let Some((link, stream)) = old {
+            tokio::spawn(read_out(self.core.clone(), link, *stream));
+        }
+        let view = self.registry.watch();
         let mut back = tokio::time::interval_at(Instant::now() + RETURN_INTERVAL, RETURN_INTERVAL);
-        let mut returning: Option<BoxFuture<'static, bool>> = None;
+        let mut tries = 0;
+        // Another link is made beside this one, which goes on meanwhile.
+        let mut joining: Option<BoxFuture<'static, Option<Joined>>> = None;
+        let mut leaving = false;
         let end = loop {
             let patience = rootless_since.map(|since| since + ROOTLESS_MAX);
             tokio::select! {
@@ -148,7 +141,7 @@ impl Uplink {
                         Ok(Some(down)) => down.kind,
                         Ok(None) => break Left::Ended(End::Broken),
                         Err(status) => {
-                            tracing::info!(node = %self.name, parent = %parent.name, error = status.message(), "link broke");
+                            tracing::info!(node = %self.us.name, parent = %parent.name, error = status.message(), "link broke");
                             break Left::Ended(End::Broken);
                         }
                     };
@@ -162,13 +155,19 @@ impl Uplink {
                                 break Left::Ended(End::Broken);
                             }
                             rootless_since = rootless(&ancestry).then(Instant::now);
-                            self.tell_root(parent, &ancestry);
+                            self.tell_root(&parent, &ancestry);
                             if self.core.tell(Input::Ancestry { link, ancestry: search.full(&ancestry) }).await.is_err() {
                                 break Left::Stopped;
                             }
                         }
                         Some(v1::down::Kind::Inspection(inspection)) => self.inspect(inspection, replies.clone()),
+                        Some(v1::down::Kind::Leaving(_)) => {
+                            tracing::info!(node = %self.us.name, parent = %parent.name, "the parent is about to leave");
+                            leaving = true;
+                            joining = Some(self.us.clone().join_after(Duration::ZERO, self.others(search, &view.borrow())).boxed());
+                        }
                         Some(v1::down::Kind::Rejected(_)) => break Left::Ended(End::Broken),
+                        Some(v1::down::Kind::Relay(_)) => {}
                         // A newer parent's message that this version does not know.
                         None => {}
                     }
@@ -177,25 +176,48 @@ impl Uplink {
                     if changed.is_err() {
                         break Left::Stopped;
                     }
-                    if *self.wanted.borrow() != parent.name {
-                        break Left::Ended(End::Moved);
-                    }
+                    joining = self.return_to_wanted(&parent, search, &view.borrow());
                 }
-                // Asked beside the link, which goes on meanwhile.
-                _ = back.tick(), if parent.name != *wanted && returning.is_none() => {
-                    returning = Some(can_return(self.registry.clone(), wanted.clone()).boxed());
-                }
-                back = async { returning.as_mut().expect("guarded").await }, if returning.is_some() => {
-                    returning = None;
-                    if back {
-                        break Left::Ended(End::Moved);
+                _ = back.tick(), if joining.is_none() => joining = self.return_to_wanted(&parent, search, &view.borrow()),
+                joined = async { joining.as_mut().expect("guarded").await }, if joining.is_some() => {
+                    joining = None;
+                    match joined {
+                        Some(joined) => break Left::Replaced(Box::new(joined), Box::new(stream)),
+                        None if leaving => {
+                            let pause = search::pause_after(tries);
+                            tries += 1;
+                            joining = Some(self.us.clone().join_after(pause, self.others(search, &view.borrow())).boxed());
+                        }
+                        // The next tick tries again.
+                        None => {}
                     }
                 }
                 () = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => break Left::Ended(End::Rootless),
             }
         };
+        let end = match end {
+            Left::Replaced(..) => return end,
+            Left::Ended(End::Broken) if leaving => Left::Ended(End::Leaving),
+            end => end,
+        };
         // The task ends only with the node.
         if self.core.tell(Input::Detached { link }).await.is_err() { Left::Stopped } else { end }
+    }
+
+    /// Tries the wanted parent, where that is another than the present one.
+    fn return_to_wanted(&self, parent: &Candidate, search: &Search, view: &View) -> Option<BoxFuture<'static, Option<Joined>>> {
+        let wanted = self.wanted.borrow().clone();
+        if wanted == parent.name {
+            return None;
+        }
+        let order = search.all(&wanted, view).into_iter().filter(|candidate| candidate.name == wanted).collect();
+        Some(self.us.clone().join_after(Duration::ZERO, order).boxed())
+    }
+
+    /// Everybody but the present parent.
+    fn others(&self, search: &Search, view: &View) -> Vec<Candidate> {
+        let all = search.all(&self.wanted.borrow(), view);
+        all.into_iter().filter(|candidate| !search.is_parent(&candidate.name)).collect()
     }
 
     /// Answers an inspection beside the link, so that queries do not wait for it.
@@ -230,15 +252,76 @@ impl Uplink {
     }
 }
 
-/// Whether the wanted parent answers and has a way to the root.
-async fn can_return(registry: Registry, wanted: NodeName) -> bool {
-    let address = registry.watch().borrow().members.get(&wanted).map(|member| member.address.clone());
-    let asked = async {
-        let mut inspect = InspectClient::new(dial::endpoint(&address?).ok()?.connect_lazy());
-        let status = inspect.status(v1::Target { name: wanted.to_string() }).await.ok()?.into_inner();
-        Some(status.epoch != 0)
+impl Identity {
+    /// Attaches to the first of them that takes the node; with `rooted`, and has a way to the root.
+    async fn join(self: Arc<Self>, order: Vec<Candidate>, fresh: bool, rooted: bool) -> Option<Joined> {
+        for parent in order {
+            match self.attach(parent.clone()).await {
+                Ok(joined) if rooted && rootless(&joined.ancestry) => {}
+                Ok(joined) => return Some(joined),
+                // Those that stay away are news once.
+                Err(error) if fresh => {
+                    tracing::info!(node = %self.name, parent = %parent.name, %error, "can't attach, trying again");
+                }
+                Err(error) => tracing::debug!(node = %self.name, parent = %parent.name, %error, "can't attach"),
+            }
+        }
+        None
+    }
+
+    /// Joins somebody who has a way to the root, after a pause with jitter.
+    async fn join_after(self: Arc<Self>, pause: Duration, order: Vec<Candidate>) -> Option<Joined> {
+        jitter(pause).await;
+        self.join(order, false, true).await
+    }
+
+    async fn attach(&self, parent: Candidate) -> Result<Joined, String> {
+        let channel = dial::endpoint(&parent.address).map_err(|error| error.to_string())?.connect_lazy();
+        let mut client = TreeClient::new(channel)
+            .max_decoding_message_size(banyan_proto::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(banyan_proto::MESSAGE_BYTES_MAX);
+        let (to, outbox) = mpsc::channel(core::OUTBOX);
+        let hello = v1::Hello {
+            name: self.name.to_string(),
+            incarnation: self.incarnation,
+            version: VERSION.to_owned(),
+            fingerprint: self.fingerprint.clone(),
+            address: self.address.clone(),
+            cluster: self.cluster.to_string(),
+        };
+        to.try_send(v1::Up { kind: Some(v1::up::Kind::Hello(hello)) }).expect("a new channel has room");
+        let attached = async {
+            let mut stream =
+                client.attach(ReceiverStream::new(outbox)).await.map_err(|status| status.message().to_owned())?.into_inner();
+            let first = stream.message().await.map_err(|status| status.message().to_owned())?;
+            match first.and_then(|down| down.kind) {
+                Some(v1::down::Kind::Ancestry(ancestry)) => Ok((stream, ancestry)),
+                Some(v1::down::Kind::Rejected(rejected)) => Err(rejected.message),
+                _ => Err("it did not say where it stands in the tree".to_owned()),
+            }
+        };
+        let (stream, ancestry) =
+            timeout(ATTACH_TIMEOUT, attached).await.map_err(|_| "it did not answer in time".to_owned())??;
+        if search::is_among(&self.name, &ancestry) {
+            return Err("this node is above it, so attaching would close a circle".to_owned());
+        }
+        Ok(Joined { parent, stream, to, ancestry })
+    }
+}
+
+/// Reads a link to its end that another one took over from: the queries that were on their way are taken as well.
+async fn read_out(core: Handle, link: u64, mut stream: tonic::Streaming<v1::Down>) {
+    let rest = async {
+        while let Ok(Some(down)) = stream.message().await {
+            if let Some(v1::down::Kind::Query(query)) = down.kind
+                && core.tell(Input::Query { link, query }).await.is_err()
+            {
+                return;
+            }
+        }
     };
-    matches!(timeout(RETURN_TIMEOUT, asked).await, Ok(Some(true)))
+    // A parent that does not end it sends nothing more either: it knows that the child has gone.
+    let _ = timeout(READ_OUT_MAX, rest).await;
 }
 
 /// Sleeps between half and one and a half times as long, so that orphans do not knock in step.

@@ -134,7 +134,7 @@ fn replay(records: &[Record]) {
         match record {
             Record::RouterStarted { settings } => router = Some(Router::new(settings.clone())),
             Record::LedgerStarted { settings } => ledger = Some(Ledger::new(settings.clone())),
-            Record::Router { event, actions } => assert_eq!(router.as_mut().unwrap().handle(event.clone()), *actions),
+            Record::Router { now, event, actions } => assert_eq!(router.as_mut().unwrap().handle(*now, event.clone()), *actions),
             Record::Ledger { now, event, actions } => assert_eq!(ledger.as_mut().unwrap().handle(*now, event.clone()), *actions),
         }
     }

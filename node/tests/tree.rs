@@ -7,7 +7,7 @@ use banyan_node::{
     LaneLimits, Routing,
     capacity::{Capacity, serves},
     ledger::{self, Asked, Failure, Holder, Ledger},
-    router::{self, Because, Router, Ticket},
+    router::{self, Because, Router, Service, Ticket},
 };
 use banyan_proto::{Attempt, NodeName, QueryId};
 use proptest::prelude::*;
@@ -35,6 +35,12 @@ enum Step {
     Kill(u8),
     /// A node's Deliver stream breaks and comes back.
     Blip(u8),
+    /// A node begins to leave.
+    Drain(u8),
+    /// The deadline of one that is leaving passes.
+    Leave(u8),
+    /// A node attaches to another parent before it lets go of its own.
+    Move(u8, u8),
     Time,
 }
 
@@ -53,6 +59,9 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         1 => any::<u8>().prop_map(Step::Kill),
         1 => any::<u8>().prop_map(Step::Blip),
+        1 => any::<u8>().prop_map(Step::Drain),
+        1 => any::<u8>().prop_map(Step::Leave),
+        1 => any::<(u8, u8)>().prop_map(|(which, below)| Step::Move(which, below)),
         1 => Just(Step::Time),
     ]
 }
@@ -101,6 +110,8 @@ enum Control {
 }
 
 struct Down {
+    /// The link that it came by.
+    link: u32,
     ticket: Ticket,
     /// Where the answer goes on.
     position: u32,
@@ -119,6 +130,9 @@ struct Sim {
     parent: usize,
     router: Router,
     alive: bool,
+    draining: bool,
+    /// Counts the links to parents.
+    link: u32,
     /// Of its Deliver stream.
     stream: u64,
     received: u64,
@@ -181,6 +195,16 @@ impl World {
         (0..self.nodes.len()).filter(|&index| self.nodes[index].alive).collect()
     }
 
+    /// Those that are not about to leave.
+    fn staying(&self) -> Vec<usize> {
+        self.alive().into_iter().filter(|&index| !self.nodes[index].draining).collect()
+    }
+
+    /// Whether `node` is `above`, or hangs below it.
+    fn is_below(&self, node: usize, above: usize) -> bool {
+        node != usize::MAX && (node == above || self.is_below(self.nodes[node].parent, above))
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Ask { model, owner, tokens } => self.ask(MODELS[usize::from(model) % MODELS.len()], owner, tokens.into()),
@@ -214,10 +238,30 @@ impl World {
             }
             Step::Join { below, model, busy_at, batch } => self.join(below, model, busy_at, batch),
             Step::Kill(which) => {
-                let alive = self.alive();
                 // Somebody has to be left to answer.
-                if alive.len() > 1 {
-                    self.kill(alive[usize::from(which) % alive.len()]);
+                let staying = self.staying();
+                if staying.len() > 1 {
+                    self.kill(staying[usize::from(which) % staying.len()]);
+                }
+            }
+            Step::Drain(which) => {
+                let staying = self.staying();
+                if staying.len() > 1 {
+                    self.drain(staying[usize::from(which) % staying.len()]);
+                }
+            }
+            Step::Leave(which) => {
+                let leaving: Vec<usize> = self.alive().into_iter().filter(|&index| self.nodes[index].draining).collect();
+                if !leaving.is_empty() {
+                    self.leave(leaving[usize::from(which) % leaving.len()]);
+                }
+            }
+            Step::Move(which, below) => {
+                let (alive, mut parents) = (self.alive(), vec![usize::MAX]);
+                parents.extend(self.staying());
+                let (index, parent) = (alive[usize::from(which) % alive.len()], parents[usize::from(below) % parents.len()]);
+                if !self.is_below(parent, index) {
+                    self.move_to(index, parent);
                 }
             }
             Step::Blip(which) => {
@@ -249,7 +293,7 @@ impl World {
 
     fn join(&mut self, below: u8, model: u8, busy_at: u8, batch: u8) {
         let mut parents = vec![usize::MAX];
-        parents.extend(self.alive());
+        parents.extend(self.staying());
         let parent = parents[usize::from(below) % parents.len()];
         let index = self.nodes.len();
         let name: NodeName = format!("n{index}").parse().unwrap();
@@ -262,6 +306,8 @@ impl World {
             parent,
             router,
             alive: true,
+            draining: false,
+            link: 0,
             stream: self.streams.len() as u64,
             received: 0,
             kept: BTreeMap::new(),
@@ -277,9 +323,58 @@ impl World {
     }
 
     fn attach(&mut self, index: usize, parent: usize) {
-        self.nodes[index].parent = parent;
-        self.nodes[index].received = 0;
         self.nodes[index].down.clear();
+        self.link(index, parent);
+    }
+
+    /// What is on its way on the old link still arrives.
+    fn move_to(&mut self, index: usize, parent: usize) {
+        let (child, old) = (self.nodes[index].name.clone(), self.nodes[index].parent);
+        if old != parent {
+            self.link(index, parent);
+            self.parent(old, router::Event::ChildLeft { child, orderly: true });
+        }
+    }
+
+    /// The node takes nothing more, and its children go elsewhere.
+    fn drain(&mut self, index: usize) {
+        self.nodes[index].draining = true;
+        self.node(index, router::Event::Draining, None);
+        for child in self.alive() {
+            if self.nodes[child].parent == index {
+                let above = self.nodes[index].parent;
+                // The grandparent, if that one will have it.
+                let parent = if self.staying().contains(&above) { above } else { usize::MAX };
+                self.move_to(child, parent);
+            }
+        }
+    }
+
+    /// It lets go of its parent, refuses what was on its way, and hands over what it has.
+    fn leave(&mut self, index: usize) {
+        let (child, parent) = (self.nodes[index].name.clone(), self.nodes[index].parent);
+        self.parent(parent, router::Event::ChildLeft { child, orderly: true });
+        while !self.nodes[index].down.is_empty() {
+            self.deliver(index, 0);
+        }
+        let node = &mut self.nodes[index];
+        let (holder, stream) = (Holder { name: node.name.clone(), stream: node.stream }, node.stream);
+        for (id, kept) in std::mem::take(&mut node.kept) {
+            if !kept.aborted {
+                let returned = ledger::Event::Returned { id, attempt: kept.attempt, holder: holder.clone() };
+                node.deliveries.push_back(Delivery::Event(returned));
+            }
+        }
+        node.deliveries.push_back(Delivery::Gone { stream });
+        node.alive = false;
+        node.controls.clear();
+        node.up.clear();
+    }
+
+    fn link(&mut self, index: usize, parent: usize) {
+        self.nodes[index].parent = parent;
+        self.nodes[index].link += 1;
+        self.nodes[index].received = 0;
         self.nodes[index].up.clear();
         self.nodes[index].report_due = true;
         let child = self.nodes[index].name.clone();
@@ -339,12 +434,12 @@ impl World {
 
     fn root(&mut self, event: router::Event, query: Option<Down>) {
         let mut query = query;
-        for action in self.root.handle(event) {
+        for action in self.root.handle(self.now, event) {
             match action {
                 router::Action::Forward { child, .. } => {
                     let child = self.nodes.iter_mut().find(|node| node.name == child && node.parent == usize::MAX);
                     if let (Some(child), Some(query)) = (child.filter(|child| child.alive), query.take()) {
-                        child.down.push_back(query);
+                        child.down.push_back(Down { link: child.link, ..query });
                     }
                 }
                 router::Action::Refuse { id, because } => {
@@ -360,20 +455,20 @@ impl World {
 
     fn node(&mut self, index: usize, event: router::Event, query: Option<Down>) {
         let mut query = query;
-        for action in self.nodes[index].router.handle(event) {
+        for action in self.nodes[index].router.handle(self.now, event) {
             let holder = Holder { name: self.nodes[index].name.clone(), stream: self.nodes[index].stream };
             match action {
                 router::Action::Report { .. } => self.nodes[index].report_due = true,
                 router::Action::Forward { child, .. } => {
                     let child = self.nodes.iter_mut().find(|node| node.name == child && node.parent == index && node.alive);
                     if let (Some(child), Some(query)) = (child, query.take()) {
-                        child.down.push_back(query);
+                        child.down.push_back(Down { link: child.link, ..query });
                     }
                 }
                 router::Action::Execute { id } | router::Action::Queue { id } => {
                     let running = matches!(action, router::Action::Execute { .. });
                     let node = &mut self.nodes[index];
-                    if let Some(Down { ticket, position }) = query.take() {
+                    if let Some(Down { ticket, position, .. }) = query.take() {
                         assert!(serves(&[node.model.into()], &ticket.model), "{} got a query for {}", node.name, ticket.model);
                         node.kept.insert(id, Kept { attempt: ticket.attempt, position, running, aborted: false });
                     }
@@ -450,7 +545,9 @@ impl World {
         match channel {
             0 => {
                 let down = self.nodes[index].down.pop_front().unwrap();
-                self.nodes[index].received += 1;
+                if down.link == self.nodes[index].link {
+                    self.nodes[index].received += 1;
+                }
                 // The parent counts it until a report says that it came.
                 self.nodes[index].report_due = true;
                 let mut ticket = down.ticket.clone();
@@ -463,8 +560,10 @@ impl World {
                 self.parent(
                     parent,
                     match up {
-                        Up::Report { received, capacity } => router::Event::ChildReported { child, received, capacity },
-                        Up::Gone => router::Event::ChildLeft { child },
+                        Up::Report { received, capacity } => {
+                            router::Event::ChildReported { child, received, capacity, service: Service::default() }
+                        }
+                        Up::Gone => router::Event::ChildLeft { child, orderly: false },
                     },
                 );
             }
@@ -492,7 +591,7 @@ impl World {
                 ledger::Action::Send { ticket, .. } => {
                     let (delivered, _) = self.ledger.delivered(&ticket.id, self.now).expect("what is sent is live");
                     let position = delivered.len() as u32;
-                    self.root(router::Event::Arrived(ticket.clone()), Some(Down { ticket, position }));
+                    self.root(router::Event::Arrived(ticket.clone()), Some(Down { link: 0, ticket, position }));
                 }
                 ledger::Action::Deliver { id } => {
                     let (of, position, tokens) = said.clone().unwrap();

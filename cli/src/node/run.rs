@@ -37,6 +37,10 @@ pub(crate) struct Args {
     /// How long to wait for a parent that is not there yet.
     #[arg(long, env = "BANYAN_PARENT_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = args::duration)]
     parent_timeout: Duration,
+    /// How long running queries may take to finish when the node is told to stop; then others go on with them. Shorter than the
+    /// 30 s after which Kubernetes kills.
+    #[arg(long, env = "BANYAN_DRAIN", value_name = "TIME", default_value = "25s", value_parser = args::duration)]
+    drain: Duration,
     #[command(flatten)]
     inference: InferenceArgs,
 }
@@ -45,8 +49,12 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let mut fleet = Fleet::default();
     let outcome = match stop.unless(start(&args, &mut fleet)).await {
         Ok(()) => tokio::select! {
-            () = stop.asked() => Ok(()),
-            failure = fleet.failed() => Err(failure),
+            () = stop.asked() => {
+                output::note("leaving: what runs may finish; Ctrl-C again quits at once");
+                fleet.drain(args.drain).await;
+                Ok(())
+            }
+            ended = fleet.ended() => ended,
         },
         failed => failed,
     };

@@ -3,7 +3,7 @@
 use banyan_proto::{NodeName, QueryId, v1};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Core, input, input::ChildLink, parent::ancestry_down};
+use super::{Core, input, input::ChildLink, parcel::Parcel, parent::ancestry_down};
 use crate::{ledger, router, translate};
 
 /// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
@@ -37,6 +37,9 @@ impl Core {
         if *child == self.name {
             return Some(format!("{} can't be its own parent", self.name));
         }
+        if self.is_leaving() {
+            return Some(format!("{} is about to leave", self.name));
+        }
         let above = self.ancestry.ancestors.iter().any(|ancestor| ancestor.name == child.as_str());
         above.then(|| format!("{child} is above {}, so attaching would close a circle", self.name))
     }
@@ -45,24 +48,43 @@ impl Core {
         let Some(known) = self.children.get_mut(&child).filter(|known| known.link == link) else { return };
         known.nodes = report.nodes;
         let capacity = report.capacity.into_iter().take(SETS_MAX).map(translate::capacity).collect();
-        self.route(router::Event::ChildReported { child, received: report.received, capacity });
+        let service = translate::service(report.service.unwrap_or_default());
+        self.route(router::Event::ChildReported { child, received: report.received, capacity, service });
     }
 
-    pub(super) fn forward(&mut self, id: QueryId, child: &NodeName, choice: router::Choice, mut query: v1::Query) {
+    pub(super) fn forward(&mut self, id: QueryId, child: &NodeName, choice: router::Choice, mut query: Parcel) {
         let Some(link) = self.children.get(child) else { return };
         if let Some(desk) = &mut self.desk {
             desk.sent_to(&id, child);
         }
         // The root has written its own hop where there was more to say than whom it chose.
-        let written = |header: &v1::Header| header.trail.last().is_some_and(|hop| hop.node == self.name.as_str());
-        if let Some(header) = query.header.as_mut().filter(|header| !written(header)) {
-            let reason = translate::reason_of_choice(choice).into();
-            header.trail.push(v1::Hop { node: self.name.to_string(), reason, spent_us: 0 });
+        if query.trail().last().is_none_or(|hop| hop.node != self.name.as_str()) {
+            query.add_hop(&self.name, translate::reason_of_choice(choice));
         }
-        if link.to.try_send(v1::Down { kind: Some(v1::down::Kind::Query(query)) }).is_err() {
+        if link.to.try_send(v1::Down { kind: Some(v1::down::Kind::Query(query.into_bytes())) }).is_err() {
             // Nobody will say to hold it, so the root sends it again; the link's end takes the child from the router.
             tracing::warn!(query = %id, %child, "link can't take a query, cut");
             self.cut_child(child.clone());
+        }
+    }
+
+    pub(super) fn child_gone(&mut self, child: NodeName, link: u64, orderly: bool) {
+        if self.children.get(&child).is_none_or(|known| known.link != link) {
+            return;
+        }
+        if !orderly {
+            return self.cut_child(child);
+        }
+        // Dropping the sender ends the stream behind what is on its way, and that the child still reads.
+        self.children.remove(&child);
+        self.route(router::Event::ChildLeft { child, orderly });
+    }
+
+    pub(super) fn tell_children_to_leave(&mut self) {
+        let leaving = || v1::Down { kind: Some(v1::down::Kind::Leaving(v1::Leaving {})) };
+        let deaf = self.children.iter().filter(|(_, child)| child.to.try_send(leaving()).is_err());
+        for child in deaf.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.cut_child(child);
         }
     }
 
@@ -72,7 +94,7 @@ impl Core {
             return;
         }
         let sent = self.desk.as_ref().map(|desk| desk.sent_through(&child)).unwrap_or_default();
-        self.route(router::Event::ChildLeft { child });
+        self.route(router::Event::ChildLeft { child, orderly: false });
         for id in sent {
             self.ledger(ledger::Event::Vanished { id }, None);
         }

@@ -10,7 +10,10 @@ use banyan_proto::{NodeName, QueryId, v1};
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::input::{Ask, HolderLink, WhyFound};
+use super::{
+    input::{Ask, HolderLink, WhyFound},
+    parcel::Parcel,
+};
 use crate::{
     ledger::{self, Action, Fault, Holder, Ledger, Why},
     router::Ticket,
@@ -84,7 +87,7 @@ impl Desk {
     }
 
     /// The message that goes down for an attempt.
-    pub(super) fn query(&self, root: &NodeName, ticket: &Ticket, why: Why, now: u64) -> Option<v1::Query> {
+    pub(super) fn query(&self, root: &NodeName, ticket: &Ticket, why: Why, now: u64) -> Option<Parcel> {
         let client = self.clients.get(&ticket.id)?;
         let (delivered, left_us) = self.ledger.delivered(&ticket.id, now)?;
         let spent_us = self.ledger.waited(&ticket.id, now).unwrap_or(0);
@@ -95,7 +98,8 @@ impl Desk {
         }
         let header =
             v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms: left_us / 1000, trail, ..client.header.clone() };
-        Some(v1::Query { header: Some(header), payload: client.payload.clone(), delivered: delivered.to_vec() })
+        let query = v1::Query { header: Some(header), payload: client.payload.clone(), delivered: delivered.to_vec() };
+        Some(Parcel::new(query))
     }
 
     /// Does what the ledger decided, but for sending.

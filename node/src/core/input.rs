@@ -4,14 +4,18 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
 use banyan_proto::{NodeName, QueryId, v1};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use bytes::Bytes;
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::ledger::Way;
 
@@ -22,6 +26,11 @@ pub(crate) enum Input {
         child: NodeName,
         link: u64,
         report: v1::Report,
+    },
+    /// A child lives elsewhere from now on.
+    ChildLeaving {
+        child: NodeName,
+        link: u64,
     },
     ChildGone {
         child: NodeName,
@@ -41,7 +50,8 @@ pub(crate) enum Input {
     },
     Query {
         link: u64,
-        query: v1::Query,
+        /// As it came, for whoever it is passed on to.
+        query: Bytes,
     },
     RootConnected {
         to: mpsc::Sender<v1::Delivery>,
@@ -71,6 +81,11 @@ pub(crate) enum Input {
         reply: oneshot::Sender<Option<WhyFound>>,
     },
     Note(String),
+    /// The node is to leave: it finishes what runs until the deadline, hands over the rest, and ends.
+    Drain {
+        deadline: Instant,
+        begun: oneshot::Sender<v1::Draining>,
+    },
     Stop(oneshot::Sender<()>),
 }
 
@@ -80,6 +95,8 @@ impl Input {
         Some(match up.kind? {
             v1::up::Kind::Report(report) => Input::ChildReport { child: child.clone(), link, report },
             v1::up::Kind::Inspected(inspected) => Input::Inspected { inspected: Box::new(inspected) },
+            v1::up::Kind::Leaving(_) => Input::ChildLeaving { child: child.clone(), link },
+            v1::up::Kind::Relay(_) => return None,
             // Said once, before the link was one.
             v1::up::Kind::Hello(_) => return None,
         })
@@ -146,6 +163,7 @@ pub(crate) struct Snapshot {
     pub(crate) children: Vec<v1::ChildStatus>,
     pub(crate) ancestry: Vec<String>,
     pub(crate) rooted: bool,
+    pub(crate) draining: bool,
     pub(crate) tokens: u64,
     pub(crate) waiting: u32,
     pub(crate) live: u32,
@@ -159,6 +177,7 @@ pub(crate) struct Snapshot {
 pub(crate) struct Handle {
     pub(super) inbox: mpsc::Sender<Input>,
     pub(super) leavers: mpsc::UnboundedSender<(QueryId, u64)>,
+    pub(super) left: Arc<AtomicBool>,
 }
 
 /// The task has ended: the node is stopping.
@@ -181,6 +200,17 @@ impl Handle {
     pub(crate) async fn stop(&self) {
         // It may have ended by itself.
         let _ = self.request(Input::Stop).await;
+    }
+
+    /// Begins to leave; what still runs at the deadline is handed over. The task ends when all is done.
+    pub(crate) async fn drain(&self, deadline: Duration) -> Result<v1::Draining, Stopped> {
+        let deadline = Instant::now() + deadline;
+        self.request(|begun| Input::Drain { deadline, begun }).await
+    }
+
+    /// Whether the task ended because it was told to leave.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Whether the task has ended.
@@ -246,5 +276,6 @@ pub(super) fn target_of(inspection: &v1::inspection::Kind) -> String {
         v1::inspection::Kind::Status(target) | v1::inspection::Kind::View(target) => target.name.clone(),
         v1::inspection::Kind::Log(request) => request.name.clone(),
         v1::inspection::Kind::Move(request) => request.name.clone(),
+        v1::inspection::Kind::Drain(request) => request.name.clone(),
     }
 }

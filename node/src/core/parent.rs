@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use banyan_proto::{NodeName, v1};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Core, input::Attached};
+use super::{Core, input::Attached, parcel::Parcel};
 use crate::{journal::Fact, router, translate};
 
 /// Reports of room that did not open or close anything are sent at most that often.
@@ -18,9 +19,20 @@ pub(super) struct Uplink {
     pub(super) to: mpsc::Sender<v1::Up>,
 }
 
+impl Uplink {
+    /// Lets go of the parent: dropping the sender ends the stream, and the parent's own ends behind what is on its way.
+    pub(super) fn part(self) {
+        // Fails when the link has broken, which says the same.
+        let _ = self.to.try_send(v1::Up { kind: Some(v1::up::Kind::Leaving(v1::Leaving {})) });
+    }
+}
+
 impl Core {
     pub(super) fn attached(&mut self, attached: Attached) {
         self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
+        if let Some(old) = self.uplink.take() {
+            old.part();
+        }
         self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
         self.set_ancestry(attached.ancestry);
         self.report = true;
@@ -69,13 +81,13 @@ impl Core {
         let nodes = self.children.values().fold(1u32, |sum, child| sum.saturating_add(child.nodes));
         let Some(uplink) = &self.uplink else { return };
         let capacity = self.router.capacity().iter().map(translate::capacity_to_wire).collect();
-        let report = v1::Report { received: uplink.received, capacity, nodes };
+        let report = v1::Report { received: uplink.received, capacity, nodes, service: None };
         if uplink.to.try_send(v1::Up { kind: Some(v1::up::Kind::Report(report)) }).is_err() {
             self.uplink = None;
         }
     }
 
-    pub(super) fn query(&mut self, link: u64, query: v1::Query) {
+    pub(super) fn query(&mut self, link: u64, query: Bytes) {
         if let Some(uplink) = self.uplink.as_mut().filter(|uplink| uplink.link == link) {
             uplink.received += 1;
             // The parent counts this query against our last report until the next one says that it came.
@@ -84,8 +96,8 @@ impl Core {
                 self.report_at.get_or_insert(self.now + REPORT_INTERVAL);
             }
         }
-        match query.header.as_ref().and_then(translate::ticket) {
-            Some(ticket) => self.route_with(router::Event::Arrived(ticket), Some(query)),
+        match Parcel::read(query).and_then(|query| Some((translate::ticket(query.header())?, query))) {
+            Some((ticket, query)) => self.route_with(router::Event::Arrived(ticket), Some(query)),
             None => tracing::warn!(node = %self.name, "a query without a readable header came down the link"),
         }
     }

@@ -6,6 +6,7 @@ use banyan_engine as engine;
 use banyan_proto::{Attempt, NodeName, QueryId, v1};
 use tokio::sync::mpsc;
 
+use super::parcel::Parcel;
 use crate::{router::Action, translate};
 
 pub(super) struct Work {
@@ -58,7 +59,7 @@ impl Work {
     }
 
     /// Does what the router decided. Returns the query when it could not even start, so that its slot is free again.
-    pub(super) fn act(&mut self, us: &NodeName, action: &Action, query: Option<v1::Query>) -> Option<QueryId> {
+    pub(super) fn act(&mut self, us: &NodeName, action: &Action, query: Option<Parcel>) -> Option<QueryId> {
         match action {
             Action::Execute { id } => {
                 if let Some(query) = query {
@@ -73,10 +74,10 @@ impl Work {
                 }
             }
             Action::Refuse { id, because } => {
-                let header = query.and_then(|query| query.header);
-                if let Some((attempt, mut trail)) = header.and_then(|header| Some((header.attempt?.into(), header.trail))) {
-                    trail.push(hop(us, v1::Reason::Refused));
-                    self.parts.push(translate::part(*id, attempt, translate::refused_busy(*because, trail)));
+                if let Some(mut query) = query {
+                    query.add_hop(us, v1::Reason::Refused);
+                    let refused = translate::refused_busy(*because, query.trail().to_vec());
+                    self.parts.push(translate::part(*id, query.attempt(), refused));
                 }
             }
             Action::Return { id } => {
@@ -168,11 +169,10 @@ impl Work {
         self.sequences.clear();
     }
 
-    fn keep(&mut self, us: &NodeName, id: QueryId, mut query: v1::Query, reason: v1::Reason) {
-        let Some(header) = &mut query.header else { return };
-        header.trail.push(hop(us, reason));
-        let attempt = header.attempt.unwrap_or_default().into();
-        self.kept.insert(id, Kept { attempt, query, sequence: None, silent: false });
+    fn keep(&mut self, us: &NodeName, id: QueryId, mut query: Parcel, reason: v1::Reason) {
+        query.add_hop(us, reason);
+        let attempt = query.attempt();
+        self.kept.insert(id, Kept { attempt, query: query.into_query(), sequence: None, silent: false });
     }
 
     fn execute(&mut self, id: QueryId) -> Option<QueryId> {
@@ -207,8 +207,4 @@ impl Work {
         let holding = v1::Holding { running: kept.sequence.is_some(), trail };
         self.parts.push(translate::part(id, kept.attempt, v1::part::Kind::Holding(holding)));
     }
-}
-
-fn hop(us: &NodeName, reason: v1::Reason) -> v1::Hop {
-    v1::Hop { node: us.to_string(), reason: reason.into(), spent_us: 0 }
 }

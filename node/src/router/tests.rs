@@ -14,7 +14,7 @@ fn leaf(busy_at: u32, batch_max: u32) -> Router {
 fn with_routing(routing: Routing, busy_at: u32, batch_max: u32) -> Router {
     let engine = Some(Engine { models: vec!["m".into()], busy_at, batch_max });
     let mut router = Router::new(Settings { name: name("us"), routing, engine });
-    router.handle(Event::Connected(true));
+    router.handle(0, Event::Connected(true));
     router
 }
 
@@ -38,12 +38,15 @@ fn capacity(model: &str, room: u32, queue: u32, slots: u32) -> Vec<Capacity> {
 impl Router {
     /// Feeds events and returns what was done, but for reports.
     fn feed(&mut self, events: impl IntoIterator<Item = Event>) -> Vec<Action> {
-        let actions = events.into_iter().flat_map(|event| self.handle(event));
+        let actions = events.into_iter().flat_map(|event| self.handle(0, event));
         actions.filter(|action| !matches!(action, Action::Report { .. })).collect()
     }
 
     fn with_child(mut self, child: &str, received: u64, capacity: Vec<Capacity>) -> Self {
-        self.feed([Event::ChildJoined { child: name(child) }, Event::ChildReported { child: name(child), received, capacity }]);
+        self.feed([
+            Event::ChildJoined { child: name(child) },
+            Event::ChildReported { child: name(child), received, capacity, service: Service::default() },
+        ]);
         self
     }
 }
@@ -103,9 +106,19 @@ fn a_report_counts_only_what_had_arrived_when_it_was_made() {
     root.feed([ask(1), ask(2)]);
     assert_eq!(root.child(&name("a")), Some((0, 2)));
     // Made when one of the two had arrived and had taken its room.
-    root.feed([Event::ChildReported { child: name("a"), received: 1, capacity: capacity("m", 1, 0, 2) }]);
+    root.feed([Event::ChildReported {
+        child: name("a"),
+        received: 1,
+        capacity: capacity("m", 1, 0, 2),
+        service: Service::default(),
+    }]);
     assert_eq!(root.child(&name("a")), Some((0, 2)));
-    root.feed([Event::ChildReported { child: name("a"), received: 2, capacity: capacity("m", 1, 0, 2) }]);
+    root.feed([Event::ChildReported {
+        child: name("a"),
+        received: 2,
+        capacity: capacity("m", 1, 0, 2),
+        service: Service::default(),
+    }]);
     assert_eq!(root.child(&name("a")), Some((1, 2)));
 }
 
@@ -198,9 +211,9 @@ fn room_that_appears_or_vanishes_is_urgent_news() {
             _ => None,
         })
     };
-    assert_eq!(urgent(leaf.handle(ask(1))), Some(false));
-    assert_eq!(urgent(leaf.handle(ask(2))), Some(true));
-    assert_eq!(urgent(leaf.handle(Event::Ended { id: id(1) })), Some(true));
+    assert_eq!(urgent(leaf.handle(0, ask(1))), Some(false));
+    assert_eq!(urgent(leaf.handle(0, ask(2))), Some(true));
+    assert_eq!(urgent(leaf.handle(0, Event::Ended { id: id(1) })), Some(true));
 }
 
 #[test]
@@ -210,7 +223,7 @@ fn a_child_that_leaves_does_not_cost_the_others_their_turns() {
         root = root.with_child(child, 0, capacity("m", 9, 9, 9));
     }
     root.feed([ask(1), ask(2)]);
-    root.feed([Event::ChildLeft { child: name("a") }]);
+    root.feed([Event::ChildLeft { child: name("a"), orderly: false }]);
     assert_eq!(to(&root.feed([ask(3), ask(4)])), [("c", Choice::Room), ("b", Choice::Room)]);
 }
 

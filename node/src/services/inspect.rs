@@ -53,6 +53,10 @@ impl Inspect for InspectService {
         Ok(Response::new(self.inspector.why(request.into_inner().id).await?))
     }
 
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::Draining>, Status> {
+        Ok(Response::new(self.inspector.drain(&request.into_inner()).await?))
+    }
+
     async fn r#move(&self, request: Request<v1::MoveRequest>) -> Result<Response<v1::Moved>, Status> {
         Ok(Response::new(self.inspector.move_to(&request.into_inner()).await?))
     }

@@ -41,6 +41,8 @@ pub enum End {
     Broken,
     /// The parent found no way to the root.
     Rootless,
+    /// The parent is about to leave.
+    Leaving,
     /// Nobody could be reached.
     Nobody,
 }
@@ -52,10 +54,9 @@ pub struct Search {
     tree: NodeName,
     /// As last known, the parent first.
     ancestors: Vec<Candidate>,
-    pause: Duration,
     /// Rounds in which nobody could be reached.
     failures: u32,
-    /// Whoever is cut off from the root is the last resort.
+    /// Whoever is cut off from the root, or about to leave, is the last resort.
     avoid: Option<NodeName>,
     parent: Option<Candidate>,
 }
@@ -63,7 +64,7 @@ pub struct Search {
 impl Search {
     /// For a node that has no parent yet.
     pub fn new(us: NodeName, tree: NodeName) -> Self {
-        Search { us, tree, ancestors: Vec::new(), pause: PAUSE_MIN, failures: 0, avoid: None, parent: None }
+        Search { us, tree, ancestors: Vec::new(), failures: 0, avoid: None, parent: None }
     }
 
     /// Whom to try now, in order.
@@ -75,6 +76,11 @@ impl Search {
         order
     }
 
+    /// Everybody whom the node could attach to, in the same order.
+    pub fn all(&self, wanted: &NodeName, view: &View) -> Vec<Candidate> {
+        candidates(wanted, &self.ancestors, view, &self.tree, &self.us, true)
+    }
+
     /// Whether those that can't be reached are news.
     pub fn is_fresh(&self) -> bool {
         self.failures == 0
@@ -82,14 +88,14 @@ impl Search {
 
     /// One of them took us.
     pub fn attached(&mut self, parent: Candidate, ancestry: &v1::Ancestry) {
-        (self.failures, self.pause) = (0, PAUSE_MIN);
+        self.failures = 0;
         self.parent = Some(parent);
         self.remember(ancestry);
     }
 
     /// The parent said who is above it. False when the node itself is, so that the link closes a circle.
     pub fn told(&mut self, ancestry: &v1::Ancestry) -> bool {
-        if self.is_among(ancestry) {
+        if is_among(&self.us, ancestry) {
             return false;
         }
         self.remember(ancestry);
@@ -108,22 +114,25 @@ impl Search {
                 self.avoid = None;
                 Some(PAUSE_MIN)
             }
-            End::Rootless => {
+            End::Rootless | End::Leaving => {
                 self.avoid = parent.map(|parent| parent.name);
                 Some(PAUSE_MIN)
             }
             End::Nobody => {
                 self.failures += 1;
-                let pause = self.pause;
-                self.pause = (pause * 2).min(PAUSE_MAX);
-                Some(pause)
+                Some(pause_after(self.failures - 1))
             }
         }
     }
 
+    /// Whether it is the present parent.
+    pub fn is_parent(&self, name: &NodeName) -> bool {
+        self.parent.as_ref().is_some_and(|parent| parent.name == *name)
+    }
+
     /// Whether the node itself is among its ancestors.
     pub fn is_among(&self, ancestry: &v1::Ancestry) -> bool {
-        ancestry.ancestors.iter().any(|ancestor| ancestor.name == self.us.as_str())
+        is_among(&self.us, ancestry)
     }
 
     /// The ancestry with the parent's address, which only the one who dialled it knows.
@@ -147,6 +156,16 @@ impl Search {
 /// A parent with no way to the root says so by an epoch of 0.
 pub fn rootless(ancestry: &v1::Ancestry) -> bool {
     ancestry.epoch == 0
+}
+
+/// Whether a node is among its ancestors.
+pub fn is_among(us: &NodeName, ancestry: &v1::Ancestry) -> bool {
+    ancestry.ancestors.iter().any(|ancestor| ancestor.name == us.as_str())
+}
+
+/// The pause behind so many rounds that failed and one more, give or take half of it.
+pub fn pause_after(failures: u32) -> Duration {
+    PAUSE_MIN.saturating_mul(1 << failures.min(16)).min(PAUSE_MAX)
 }
 
 /// Whom to try, in order.

@@ -1,0 +1,98 @@
+//! A query on its way down: read where the node needs it, and kept as it came for whoever it is passed on to.
+//!
+//! Protobuf merges what is concatenated: a hop is added by appending a query that has nothing but that hop. So fields which
+//! this version does not know reach the next node, and a payload is never encoded again.
+
+use banyan_proto::{Attempt, NodeName, v1};
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+
+pub(super) struct Parcel {
+    query: v1::Query,
+    /// As it came.
+    bytes: Bytes,
+    /// What was added here.
+    added: Vec<u8>,
+}
+
+impl Parcel {
+    /// Reads what came down the link; nothing when it is no query with a header.
+    pub(super) fn read(bytes: Bytes) -> Option<Parcel> {
+        let query = v1::Query::decode(bytes.clone()).ok()?;
+        query.header.as_ref()?;
+        Some(Parcel { query, bytes, added: Vec::new() })
+    }
+
+    /// A query that begins its way here.
+    pub(super) fn new(query: v1::Query) -> Parcel {
+        Parcel { bytes: query.encode_to_vec().into(), query, added: Vec::new() }
+    }
+
+    pub(super) fn header(&self) -> &v1::Header {
+        self.query.header.as_ref().expect("a parcel has a header")
+    }
+
+    pub(super) fn attempt(&self) -> Attempt {
+        self.header().attempt.unwrap_or_default().into()
+    }
+
+    pub(super) fn trail(&self) -> &[v1::Hop] {
+        &self.header().trail
+    }
+
+    pub(super) fn add_hop(&mut self, node: &NodeName, reason: v1::Reason) {
+        let hop = v1::Hop { node: node.to_string(), reason: reason.into(), spent_us: 0 };
+        let header = v1::Header { trail: vec![hop.clone()], ..Default::default() };
+        let hop_alone = v1::Query { header: Some(header), ..Default::default() };
+        hop_alone.encode(&mut self.added).expect("a buffer that grows takes everything");
+        self.query.header.as_mut().expect("a parcel has a header").trail.push(hop);
+    }
+
+    /// For the next node.
+    pub(super) fn into_bytes(self) -> Bytes {
+        if self.added.is_empty() {
+            return self.bytes;
+        }
+        let mut all = BytesMut::with_capacity(self.bytes.len() + self.added.len());
+        all.extend_from_slice(&self.bytes);
+        all.extend_from_slice(&self.added);
+        all.freeze()
+    }
+
+    /// For this node, which keeps it.
+    pub(super) fn into_query(self) -> v1::Query {
+        self.query
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_newer_version_added_survives_the_middle() {
+        let name: NodeName = "middle".parse().unwrap();
+        let header = v1::Header { id: vec![7; 16].into(), model: "m".to_owned(), ..Default::default() };
+        let mut header = header.encode_to_vec();
+        // Field 900 of the header and field 901 of the query, which nobody here knows.
+        let unknown = |number: u32, text: &str| {
+            let mut bytes = Vec::new();
+            prost::encoding::string::encode(number, &text.to_owned(), &mut bytes);
+            bytes
+        };
+        header.extend(unknown(900, "in the header"));
+        let mut query =
+            v1::Query { payload: Bytes::from_static(b"payload"), delivered: vec![1, 2], ..Default::default() }.encode_to_vec();
+        prost::encoding::bytes::encode(1, &header, &mut query);
+        query.extend(unknown(901, "in the query"));
+
+        let mut parcel = Parcel::read(query.clone().into()).unwrap();
+        parcel.add_hop(&name, v1::Reason::ChildWithRoom);
+        let passed_on = parcel.into_bytes();
+        assert!(passed_on.starts_with(&query), "nothing of it was changed");
+        let read = v1::Query::decode(passed_on).unwrap();
+        assert_eq!((read.payload.as_ref(), &read.delivered[..]), (&b"payload"[..], &[1, 2][..]));
+        let header = read.header.unwrap();
+        assert_eq!((header.model.as_str(), header.trail.len(), header.trail[0].node.as_str()), ("m", 1, "middle"));
+    }
+}
