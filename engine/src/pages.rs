@@ -3,10 +3,20 @@
 //! A page is fresh (never used: untouched memory costs nothing), free, held by sequences, or idle: nobody holds it, and its
 //! text is kept for whoever begins with the same. Only a page with one holder and without a place among the prefixes is ever
 //! written. When memory is short the page goes whose text was let go first, and what follows a text goes before it.
+//!
+//! Most texts never come again, so a text that was found once is worth memory, and one that was not is on trial: only so many
+//! of these are kept while there is fresh memory, or prompts that share nothing would fill all of it with texts that nobody
+//! asks for, and each new page would cost the system's zeroes besides.
 
 use std::collections::BTreeMap;
 
 use crate::prefixes::{Prefixes, ROOT};
+
+/// Of all pages, the part that texts on trial may have while there is fresh memory: a chat's first turns, until the second
+/// finds them.
+const TRIAL_PART: u32 = 16;
+/// In a small memory as many as these, some turns.
+const TRIAL_MIN: u32 = 32;
 
 /// All pages of an engine.
 #[derive(Debug)]
@@ -19,9 +29,11 @@ pub(crate) struct Pages {
     /// How many sequences hold each page that was ever given out.
     holders: Vec<u32>,
     prefixes: Prefixes,
-    /// Kept for their text alone, by when they were let go. A sequence lets its last page go first, so what follows a page is
-    /// always older than the page.
-    idle: BTreeMap<u64, u32>,
+    /// Kept for their text alone, by when they were let go: those that nobody found yet, and those that somebody did. A sequence
+    /// lets its last page go first, so what follows a page is always older than the page, and was never found without it.
+    idle: [BTreeMap<u64, u32>; 2],
+    /// Whether anybody found each page.
+    found: Vec<bool>,
     /// When each idle page was let go.
     idle_since: Vec<u64>,
     now: u64,
@@ -37,7 +49,8 @@ impl Pages {
             free: Vec::new(),
             holders: Vec::new(),
             prefixes: Prefixes::default(),
-            idle: BTreeMap::new(),
+            idle: Default::default(),
+            found: Vec::new(),
             idle_since: Vec::new(),
             now: 0,
             evicted: 0,
@@ -46,7 +59,7 @@ impl Pages {
 
     /// How many can be had.
     pub(crate) fn available(&self) -> u32 {
-        self.count - self.fresh + self.free.len() as u32 + self.idle.len() as u32
+        self.count - self.fresh + self.free.len() as u32 + self.idle()
     }
 
     /// How many there are.
@@ -56,7 +69,7 @@ impl Pages {
 
     /// How many are kept for their text alone.
     pub(crate) fn idle(&self) -> u32 {
-        self.idle.len() as u32
+        self.idle.iter().map(BTreeMap::len).sum::<usize>() as u32
     }
 
     /// Texts that were given up for room, in pages.
@@ -66,20 +79,30 @@ impl Pages {
 
     /// A page to write to, for one holder.
     pub(crate) fn take(&mut self) -> Option<u32> {
+        let on_trial = self.idle[0].len() as u32;
         let page = if let Some(page) = self.free.pop() {
             page
-        } else if self.fresh < self.count {
+        } else if self.fresh < self.count && on_trial < (self.count / TRIAL_PART).max(TRIAL_MIN) {
             self.fresh += 1;
             self.holders.push(0);
+            self.found.push(false);
             self.idle_since.push(0);
             self.fresh - 1
         } else {
-            let (_, page) = self.idle.pop_first()?;
-            self.prefixes.remove(page);
-            self.evicted += 1;
-            page
+            self.evict()?
         };
         self.holders[page as usize] = 1;
+        Some(page)
+    }
+
+    /// Gives a text up: where there is fresh memory one on trial, else the one that was let go first.
+    fn evict(&mut self) -> Option<u32> {
+        let first = |idle: &BTreeMap<u64, u32>| idle.keys().next().copied().unwrap_or(u64::MAX);
+        let known = self.fresh == self.count && first(&self.idle[1]) < first(&self.idle[0]);
+        let (_, page) = self.idle[usize::from(known)].pop_first()?;
+        self.prefixes.remove(page);
+        self.found[page as usize] = false;
+        self.evicted += 1;
         Some(page)
     }
 
@@ -95,11 +118,12 @@ impl Pages {
 
     /// One more holder of a page that was found.
     pub(crate) fn hold(&mut self, page: u32) {
-        let holders = &mut self.holders[page as usize];
+        let (holders, found) = (&mut self.holders[page as usize], &mut self.found[page as usize]);
         *holders += 1;
         if *holders == 1 {
-            self.idle.remove(&self.idle_since[page as usize]);
+            self.idle[usize::from(*found)].remove(&self.idle_since[page as usize]);
         }
+        *found = true;
     }
 
     /// Keeps a full page's text for others to find, and gives the page that holds it from now on: where the same text stands
@@ -128,7 +152,7 @@ impl Pages {
         if self.prefixes.has(page) {
             self.now += 1;
             self.idle_since[page as usize] = self.now;
-            self.idle.insert(self.now, page);
+            self.idle[usize::from(self.found[page as usize])].insert(self.now, page);
         } else {
             self.free.push(page);
         }
@@ -147,16 +171,18 @@ impl Pages {
         assert_eq!(holders, self.holders, "holders are who hold");
         let mut unheld: Vec<u32> = (0..self.fresh).filter(|page| self.holders[*page as usize] == 0).collect();
         unheld.sort_unstable();
-        let mut known: Vec<u32> = self.free.iter().chain(self.idle.values()).copied().collect();
+        let mut known: Vec<u32> = self.free.iter().chain(self.idle.iter().flat_map(BTreeMap::values)).copied().collect();
         known.sort_unstable();
         assert_eq!(known, unheld, "nothing leaks, and nothing is there twice");
-        assert!(
-            self.idle.values().all(|page| self.prefixes.has(*page)) && self.free.iter().all(|page| !self.prefixes.has(*page))
-        );
+        assert!(self.free.iter().all(|page| !self.prefixes.has(*page)));
         let shared = (0..self.fresh).filter(|page| self.holders[*page as usize] > 1);
         assert!(shared.into_iter().all(|page| self.prefixes.has(page)), "what several hold is written by none");
-        // Who goes first has nothing behind it.
-        assert!(self.idle.values().next().is_none_or(|page| self.prefixes.is_leaf(*page)));
+        for (idle, found) in self.idle.iter().zip([false, true]) {
+            assert!(idle.values().all(|page| self.prefixes.has(*page) && self.found[*page as usize] == found));
+            // Who goes first has nothing behind it.
+            let first = idle.values().next().filter(|_| !found || self.idle[0].is_empty());
+            assert!(first.is_none_or(|page| self.prefixes.is_leaf(*page)));
+        }
     }
 }
 
@@ -188,6 +214,38 @@ mod tests {
         pages.hold(own[0]);
         assert_eq!(pages.take(), None, "what somebody holds stays");
         pages.audit([&[fresh, own[1], own[0]][..]]);
+    }
+
+    #[test]
+    fn texts_that_nobody_asks_for_take_a_part_of_the_memory_and_those_that_came_again_all_of_it() {
+        let count = 4 * TRIAL_MIN;
+        let mut pages = Pages::new(count);
+        let ask = |pages: &mut Pages, text: u32| {
+            let page = match pages.find(None, &[text]) {
+                Some(page) => {
+                    pages.hold(page);
+                    page
+                }
+                None => {
+                    let page = pages.take().unwrap();
+                    pages.remember(None, &[text], page)
+                }
+            };
+            pages.release(page);
+        };
+        (0..10 * count).for_each(|text| ask(&mut pages, text));
+        assert_eq!((pages.fresh, pages.idle()), (TRIAL_MIN, TRIAL_MIN));
+        for text in (0..3 * TRIAL_MIN).flat_map(|text| [text, text]) {
+            ask(&mut pages, text);
+        }
+        assert!((0..3 * TRIAL_MIN).all(|text| pages.find(None, &[text]).is_some()), "each came again at once");
+        let others = 10 * count;
+        (others..others + TRIAL_MIN).for_each(|text| ask(&mut pages, text));
+        assert_eq!((pages.fresh, pages.idle()), (count, count));
+        assert!((0..3 * TRIAL_MIN).all(|text| pages.find(None, &[text]).is_some()), "what nobody asked for goes first");
+        (2 * others..2 * others + 2).for_each(|text| ask(&mut pages, text));
+        assert_eq!([0, 1, 2].map(|text| pages.find(None, &[text]).is_some()), [false, false, true], "no text is kept for ever");
+        pages.audit([]);
     }
 
     #[test]
