@@ -33,10 +33,10 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Finds and loads the model, where it fits into memory beside that much KV; blocks for as long as the download and the disk
-    /// take.
-    pub(crate) fn load(&self, kv_memory: Option<u64>) -> Result<Model, Failure> {
-        let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype, kv_memory };
+    /// Finds and loads the model, where it fits into memory beside that much KV of each engine; blocks for as long as the download
+    /// and the disk take.
+    pub(crate) fn load(&self, kv_memory: Option<u64>, engines: usize) -> Result<Model, Failure> {
+        let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype, kv_memory, engines };
         Ok(Model::load(&find(self.model.as_deref())?, &options, &Progress::stderr()).map_err(anyhow::Error::new)?)
     }
 }
@@ -117,7 +117,7 @@ impl InferenceArgs {
         }
         let args = self.clone();
         let loading = tokio::task::spawn_blocking(move || {
-            let model = Arc::new(args.model.load(args.kv_memory)?);
+            let model = Arc::new(args.model.load(args.kv_memory, nodes)?);
             let measures = args.batch == Sequences::Auto || args.busy_at == Sequences::Auto;
             let measured = measures.then(|| calibrate(&model, &args.options(0, nodes))).transpose();
             Ok::<_, Failure>(Weights::Local { calibration: measured.map_err(anyhow::Error::new)?, model })

@@ -144,14 +144,11 @@ impl Checkpoint {
         self.tensors.values().filter(|place| place.dims.len() == 2).map(|place| place.bytes.len() as u64).sum()
     }
 
-    /// Matrices and vectors: how many values there are of each kind, by whether they are in a matrix. What has more dimensions
-    /// is no parameter of a model that is known here.
-    pub(crate) fn values(&self) -> impl Iterator<Item = (bool, Kind, u64)> {
-        let known = self.tensors.values().filter(|place| place.dims.len() <= 2);
-        known.filter_map(|place| {
-            let kind = place.kind.as_ref().ok()?;
-            Some((place.dims.len() == 2, *kind, place.dims.iter().product::<usize>() as u64))
-        })
+    /// Matrices and vectors: their names, dimensions and kinds. What has more dimensions is no parameter of a model that is known
+    /// here.
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = (&str, &[usize], Kind)> {
+        let known = self.tensors.iter().filter(|(_, place)| place.dims.len() <= 2);
+        known.filter_map(|(name, place)| Some((name.as_str(), &place.dims[..], *place.kind.as_ref().ok()?)))
     }
 
     fn place(&self, name: &str) -> Result<&Place, LoadError> {
@@ -339,7 +336,7 @@ mod tests {
         assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["x.a.weight", "x.b.weight"]);
         assert_eq!(checkpoint.stored("x.a.weight").unwrap().kind, Kind::F16);
         assert_eq!(values(&checkpoint, "x.a.weight"), [0.0, 1.0, 2.0]);
-        assert_eq!((checkpoint.shape("x.b.weight").unwrap(), checkpoint.values().count()), (vec![5], 2));
+        assert_eq!((checkpoint.shape("x.b.weight").unwrap(), checkpoint.parameters().count()), (vec![5], 2));
         assert_eq!(checkpoint.config()["model_type"], "gpt2");
     }
 

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::weights::Weights;
+use super::weights::{Role, Weights};
 use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
@@ -114,6 +114,16 @@ impl Config {
             ("lm_head", n, self.vocab_size),
         ];
         sizes.into_iter().find(|(_, i, c)| (*i, *c) == (inputs, columns)).map(|(name, ..)| name)
+    }
+
+    /// What the matrix of that name is to the network; `None`: it is kept in f32.
+    pub(crate) fn role(&self, name: &str) -> Option<Role> {
+        match name {
+            "wte.weight" if self.tie_word_embeddings => Some(Role::Vocabulary),
+            "lm_head.weight" => Some(Role::Vocabulary),
+            "wte.weight" | "wpe.weight" => None,
+            _ => Some(Role::Projection),
+        }
     }
 
     /// What KV pages must hold.

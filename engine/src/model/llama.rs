@@ -161,6 +161,12 @@ impl Config {
         sizes.into_iter().find(|(_, i, c)| (*i, *c) == (inputs, columns)).map(|(name, ..)| name)
     }
 
+    /// What the matrix of that name is to the network.
+    pub(crate) fn role(&self, name: &str) -> Role {
+        let layer = name.strip_prefix("layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        layer.map_or(Role::Vocabulary, layer_role)
+    }
+
     /// What KV pages must hold.
     pub(crate) fn kv_shape(&self) -> Shape {
         Shape {
@@ -176,6 +182,12 @@ impl Config {
 /// Layers from the first on that four bits hurt most: with these two in eight bits, stories15M loses 4 % of perplexity instead
 /// of 8 % (docs/quality.md).
 const EARLY: usize = 2;
+
+/// What a layer's matrices are to the network.
+fn layer_role(number: usize) -> Role {
+    if number < EARLY { Role::Early } else { Role::Projection }
+}
+
 /// Four times the widest of known models.
 const HEAD_DIM_MAX: usize = 1024;
 
@@ -276,7 +288,7 @@ impl Layer {
     fn load(config: &Config, weights: &Weights<'_>, number: usize) -> std::result::Result<Layer, LoadError> {
         let (n, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.rms_norm_eps);
         let (q, kv) = config.widths();
-        let role = if number < EARLY { Role::Early } else { Role::Projection };
+        let role = layer_role(number);
         let name = |part: &str| format!("layers.{number}.{part}");
         let (q_proj, k_proj, v_proj) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
         let (gate_proj, up_proj) = (name("mlp.gate_proj"), name("mlp.up_proj"));

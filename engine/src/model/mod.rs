@@ -54,7 +54,7 @@ impl Model {
     /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
     pub fn load(source: &Source, options: &LoadOptions, progress: &Progress) -> Result<Model, LoadError> {
         let (device, form) = place(options)?;
-        Model::load_on(source, device, form, options.kv_dtype, Isa::detect(), options.kv_memory, progress)
+        Model::load_on(source, device, form, Isa::detect(), options, progress)
     }
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
@@ -71,43 +71,43 @@ impl Model {
     pub(crate) fn random_of(name: &str, config: Config, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
         let weights = Weights::new(From::Random, form, Device::Cpu)?;
         let network = Network::load(config.clone(), &weights)?;
-        Model::finish(name.into(), 0, &Folder::Bundled, config, network, &weights, (kv_dtype, isa))
+        Model::finish((name.into(), 0), &Folder::Bundled, config, network, &weights, (kv_dtype, isa))
     }
 
     /// Tests compare forms and instruction sets.
     #[cfg(test)]
     pub(crate) fn load_as(source: &Source, device: Device, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
-        Model::load_on(source, device, form, kv_dtype, isa, None, &Progress::silent())
+        let options = LoadOptions { kv_dtype, ..LoadOptions::default() };
+        Model::load_on(source, device, form, isa, &options, &Progress::silent())
     }
 
     fn load_on(
         source: &Source,
         device: Device,
         form: Form,
-        kv_dtype: KvDtype,
         isa: Isa,
-        kv_memory: Option<u64>,
+        options: &LoadOptions,
         progress: &Progress,
     ) -> Result<Model, LoadError> {
         let folder = source.folder();
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
         if device.is_cpu() {
-            fit::check(source.name(), &checkpoint, form, config.kv_shape(), kv_dtype, kv_memory, memory::available())?;
+            fit::check(source.name(), &checkpoint, &config, form, options, memory::available())?;
         }
         let (body, known_by) = config.body();
         let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
         let loading = progress.loading(source.name(), checkpoint.bytes());
         let weights = Weights::new(From::Checkpoint(&checkpoint, prefix, loading), form, device)?;
         let network = Network::load(config.clone(), &weights)?;
-        let model = Model::finish(source.name().into(), source.created(), folder, config, network, &weights, (kv_dtype, isa))?;
+        let name = (source.name().into(), source.created());
+        let model = Model::finish(name, folder, config, network, &weights, (options.kv_dtype, isa))?;
         info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");
         Ok(model)
     }
 
     fn finish(
-        name: String,
-        created: u64,
+        (name, created): (String, u64),
         folder: &Folder,
         config: Config,
         network: Network,

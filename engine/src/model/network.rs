@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::gpt2::{self, Gpt2};
 use super::llama::{self, Llama};
-use super::weights::Weights;
+use super::weights::{Role, Weights};
 use crate::LoadError;
 use crate::kernels::Segment;
 use crate::kv::{Shape, Storage};
@@ -74,6 +74,14 @@ impl Config {
         match self {
             Config::Gpt2(config) => config.product(inputs, columns),
             Config::Llama(config) => config.product(inputs, columns),
+        }
+    }
+
+    /// What the matrix of that name (without the body's prefix) is to the network; `None`: it is kept in f32.
+    pub(crate) fn role(&self, name: &str) -> Option<Role> {
+        match self {
+            Config::Gpt2(config) => config.role(name),
+            Config::Llama(config) => Some(config.role(name)),
         }
     }
 

@@ -15,6 +15,8 @@ pub struct LoadOptions {
     /// Bytes that an engine's KV is going to have, so that what does not fit beside the weights is refused before they are
     /// loaded; `None`: see [`crate::Options::kv_memory`].
     pub kv_memory: Option<u64>,
+    /// How many engines of this process are going to share the weights, each with KV of its own; 0 is 1.
+    pub engines: usize,
 }
 
 /// Where weights go and steps are computed: `auto`, `cpu`, `cuda:N`.
