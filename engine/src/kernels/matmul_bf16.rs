@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::lines::Lines;
 use super::matmul::{Product, Tile, interleave, multiply, row_tiles};
-use super::packed::{Columns, pack_panels};
+use super::packed::{Columns, each_column, pack_panels};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for_numbers};
 
@@ -27,13 +27,11 @@ impl PackedBf16 {
         let (inputs, columns) = (from.inputs(), from.columns());
         let lines = pack_panels(columns, inputs.div_ceil(2) * PANEL * 2 * size_of::<bf16>(), &|first, here, panel| {
             let panel: &mut [u32] = bytemuck::cast_slice_mut(panel);
-            let mut weights = vec![0.0; inputs];
-            for column in 0..here {
-                from.floats(first + column, &mut weights);
+            each_column(from, first, here, |column, weights| {
                 for (to, weights) in panel.chunks_exact_mut(PANEL).zip(weights.chunks(2)) {
                     to[column] = pair(weights);
                 }
-            }
+            });
         });
         PackedBf16 { inputs, columns, lines }
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::lines::Lines;
 use super::matmul::{Product, Tile, interleave, multiply, row_tiles};
-use super::packed::{Columns, pack_panels};
+use super::packed::{Columns, each_column, pack_panels};
 use super::simd::Simd;
 use super::{Epilogue, Isa, PANEL, Pool, Shared, part, tasks_for_numbers};
 
@@ -24,13 +24,14 @@ impl PackedF32 {
         let (inputs, columns) = (from.inputs(), from.columns());
         let lines = pack_panels(columns, inputs * PANEL * size_of::<f32>(), &|first, here, panel| {
             let panel: &mut [f32] = bytemuck::cast_slice_mut(panel);
-            let mut weights = vec![0.0; inputs];
-            for column in 0..here {
-                from.floats(first + column, &mut weights);
-                for (to, weight) in panel.chunks_exact_mut(PANEL).zip(&weights) {
+            if from.by_inputs(first, here, panel) {
+                return;
+            }
+            each_column(from, first, here, |column, weights| {
+                for (to, weight) in panel.chunks_exact_mut(PANEL).zip(weights) {
                     to[column] = *weight;
                 }
-            }
+            });
         });
         PackedF32 { inputs, columns, lines }
     }

@@ -8,7 +8,7 @@ use half::f16;
 
 use super::lines::Lines;
 use super::matmul::{Product, Tile, multiply};
-use super::packed::{BLOCK, Block, Columns, pack_panels};
+use super::packed::{BLOCK, Block, Columns, each_column, pack_panels};
 use super::quantized::{GROUP, Quantized};
 use super::simd::{Op, Simd};
 use super::{Epilogue, Isa, PANEL, Pool};
@@ -37,11 +37,17 @@ impl PackedQ4 {
         let blocks = inputs.div_ceil(BLOCK);
         let isa = Isa::detect();
         let lines = pack_panels(columns, blocks * BLOCK_BYTES, &|first, here, panel| {
+            if from.stored() != Dtype::Q4 {
+                return each_column(from, first, here, |column, weights| {
+                    for (packed, weights) in panel.chunks_exact_mut(BLOCK_BYTES).zip(weights.chunks(BLOCK)) {
+                        put(packed, column, &isa.run(Quantize(weights)));
+                    }
+                });
+            }
             let mut given = vec![Block::default(); blocks];
             let mut weights = vec![0.0; inputs];
             for column in 0..here {
-                let stored = from.stored() == Dtype::Q4 && from.blocks(first + column, &mut given);
-                if !stored {
+                if !from.blocks(first + column, &mut given) {
                     from.floats(first + column, &mut weights);
                     for (block, weights) in given.iter_mut().zip(weights.chunks(BLOCK)) {
                         *block = isa.run(Quantize(weights));

@@ -10,7 +10,7 @@ use half::f16;
 
 use super::lines::Lines;
 use super::matmul::{Product, Tile, multiply};
-use super::packed::{BLOCK, Block, Columns, pack_panels};
+use super::packed::{BLOCK, Block, Columns, each_column, pack_panels};
 use super::quantized::{GROUP, OFFSET, Quantized};
 use super::simd::Simd;
 use super::{Epilogue, Isa, PANEL, Pool};
@@ -41,20 +41,18 @@ impl PackedQ8 {
             for packed in panel.chunks_exact_mut(BLOCK_BYTES) {
                 packed[SCALES_BYTES..].fill(OFFSET as u8);
             }
-            let mut given = vec![Block::default(); if stored { blocks } else { 0 }];
-            let mut weights = vec![0.0; inputs];
+            if !stored {
+                return each_column(from, first, here, |column, weights| put_quantized(panel, column, weights));
+            }
+            let (mut given, mut weights) = (vec![Block::default(); blocks], vec![0.0; inputs]);
             for column in 0..here {
-                if stored && from.blocks(first + column, &mut given) {
-                    for (packed, given) in panel.chunks_exact_mut(BLOCK_BYTES).zip(&given) {
-                        put(packed, column, f16::from_f32(given.scale), &given.values);
-                    }
+                if !from.blocks(first + column, &mut given) {
+                    from.floats(first + column, &mut weights);
+                    put_quantized(panel, column, &weights);
                     continue;
                 }
-                from.floats(first + column, &mut weights);
-                for (packed, weights) in panel.chunks_exact_mut(BLOCK_BYTES).zip(weights.chunks(BLOCK)) {
-                    let mut values = [0; BLOCK];
-                    let scale = quantize(weights, &mut values);
-                    put(packed, column, scale, &values);
+                for (packed, given) in panel.chunks_exact_mut(BLOCK_BYTES).zip(&given) {
+                    put(packed, column, f16::from_f32(given.scale), &given.values);
                 }
             }
         });
@@ -73,6 +71,15 @@ impl PackedQ8 {
                 *to = (i32::from(stored) - OFFSET) as f32 * scale;
             }
         }
+    }
+}
+
+/// Quantizes a column's weights on their way into a panel.
+fn put_quantized(panel: &mut [u8], column: usize, weights: &[f32]) {
+    for (packed, weights) in panel.chunks_exact_mut(BLOCK_BYTES).zip(weights.chunks(BLOCK)) {
+        let mut values = [0; BLOCK];
+        let scale = quantize(weights, &mut values);
+        put(packed, column, scale, &values);
     }
 }
 

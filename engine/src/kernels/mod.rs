@@ -9,6 +9,7 @@
 use std::sync::atomic::AtomicU32;
 
 mod attention;
+mod heap;
 mod kv_pages;
 mod limits;
 mod lines;
@@ -26,6 +27,7 @@ mod rotary;
 mod simd;
 
 pub(crate) use attention::{Attention, Segment};
+pub(crate) use heap::give_back;
 pub(crate) use kv_pages::{KvLayout, KvPages};
 pub(crate) use limits::{Buffer as LimitsBuffer, bf16_rate, f32_rate, int8_rate};
 pub(crate) use norm::{layer_norm, rms_norm};
@@ -37,7 +39,7 @@ pub(crate) use simd::Isa;
 
 /// Columns of a packed panel: two AVX-512 vectors, so that one row's products run in two chains, and narrow matrices still
 /// have panels for many threads.
-const PANEL: usize = 32;
+pub(crate) const PANEL: usize = 32;
 
 /// What becomes of a product before it is stored.
 #[derive(Clone, Copy)]

@@ -35,6 +35,13 @@ pub(crate) trait Columns: Sync {
     /// One column's weights.
     fn floats(&self, column: usize, to: &mut [f32]);
 
+    /// The weights of a panel's columns, `[inputs, PANEL]` from column `first` on, where that is the order in which they lie: one
+    /// column after the other would look at every page of them for each. False: they lie in another order.
+    fn by_inputs(&self, first: usize, columns: usize, to: &mut [f32]) -> bool {
+        let _ = (first, columns, to);
+        false
+    }
+
     /// One column's blocks, where the file has integers of `stored`'s width (those of 8 bits without a least value): they are
     /// taken over as they are. False: it has others, and they have to be made of the floats.
     fn blocks(&self, column: usize, to: &mut [Block]) -> bool {
@@ -127,6 +134,22 @@ pub(crate) fn matmul(isa: Isa, pool: &Pool, x: &[f32], weights: &Packed, bias: &
         Packed::Bf16(weights) => matmul_bf16(isa, pool, x, weights, bias, epilogue),
         Packed::Q8(weights) => matmul_q8(isa, pool, x, weights, bias, epilogue),
         Packed::Q4(weights) => matmul_q4(isa, pool, x, weights, bias, epilogue),
+    }
+}
+
+/// Hands each of a panel's columns out, with its number in the panel.
+pub(super) fn each_column(from: &dyn Columns, first: usize, columns: usize, mut take: impl FnMut(usize, &[f32])) {
+    let inputs = from.inputs();
+    let (mut rows, mut weights) = (vec![0.0; inputs * PANEL], vec![0.0; inputs]);
+    let together = from.by_inputs(first, columns, &mut rows);
+    for column in 0..columns {
+        if together {
+            let rows = rows.chunks_exact(PANEL);
+            weights.iter_mut().zip(rows).for_each(|(weight, row)| *weight = row[column]);
+        } else {
+            from.floats(first + column, &mut weights);
+        }
+        take(column, &weights);
     }
 }
 

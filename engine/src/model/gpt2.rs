@@ -175,6 +175,8 @@ impl Gpt2 {
     /// are constants of causal attention and stay where they are.
     pub(crate) fn load(config: Config, weights: &Weights<'_>) -> std::result::Result<Gpt2, LoadError> {
         let n = config.n_embd;
+        // Before the head: of two layers the whole matrices are in memory beside what was made of them, of the head a window.
+        let h = weights.layers(config.n_layer, |layer| Block::load(&config, weights, layer))?;
         let head = if config.tie_word_embeddings {
             Head::Tied(weights.head("wte.weight", n, config.vocab_size)?)
         } else {
@@ -183,7 +185,6 @@ impl Gpt2 {
                 lm_head: weights.head("lm_head.weight", n, config.vocab_size)?,
             }
         };
-        let h = weights.layers(config.n_layer, |layer| Block::load(&config, weights, layer))?;
         Ok(Gpt2 {
             wpe: weights.tensor("wpe.weight", &[config.n_positions, n])?,
             h,

@@ -242,12 +242,13 @@ impl Llama {
     /// Takes the tensors that it needs, layer by layer on all cores.
     pub(crate) fn load(config: Config, weights: &Weights<'_>) -> std::result::Result<Llama, LoadError> {
         let (n, vocabulary) = (config.hidden_size, config.vocab_size);
+        // Before the head: of two layers the whole matrices are in memory beside what was made of them, of the head a window.
+        let layers = weights.layers(config.num_hidden_layers, |layer| Layer::load(&config, weights, layer))?;
         let embed_tokens = weights.head("embed_tokens.weight", n, vocabulary)?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
             false => Some(weights.head("lm_head.weight", n, vocabulary)?),
         };
-        let layers = weights.layers(config.num_hidden_layers, |layer| Layer::load(&config, weights, layer))?;
         Ok(Llama {
             angles: Angles::new(&config.rope, config.head_dim, config.context),
             embed_tokens,

@@ -11,14 +11,16 @@ mod rope;
 mod weights;
 
 use std::fmt;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use candle_core::{DType, Device};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
 use crate::engine::Info;
-use crate::kernels::{Isa, Pool};
+use crate::kernels::{Isa, Pool, give_back};
 use crate::kv::{self, Storage};
 use crate::ops::Compute;
 use crate::{Checkpoint, Folder, LoadError, Progress, Source, Template, Tokenizer, memory};
@@ -54,7 +56,9 @@ impl Model {
     /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
     pub fn load(source: &Source, options: &LoadOptions, progress: &Progress) -> Result<Model, LoadError> {
         let (device, form) = place(options)?;
-        Model::load_on(source, device, form, Isa::detect(), options, progress)
+        let model = Model::load_on(source, device, form, Isa::detect(), options, progress);
+        give_back();
+        model
     }
 
     /// Noise in the exact shape of a model, with the bundled one's tokenizer: for benchmarks, on the CPU.
@@ -71,7 +75,8 @@ impl Model {
     pub(crate) fn random_of(name: &str, config: Config, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
         let weights = Weights::new(From::Random, form, Device::Cpu)?;
         let network = Network::load(config.clone(), &weights)?;
-        Model::finish((name.into(), 0), &Folder::Bundled, config, network, &weights, (kv_dtype, isa))
+        let tokenizer = Tokenizer::open(&Folder::Bundled)?;
+        Model::finish((name.into(), 0), &Folder::Bundled, config, network, tokenizer, &weights, (kv_dtype, isa))
     }
 
     /// Tests compare forms and instruction sets.
@@ -99,9 +104,14 @@ impl Model {
         let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
         let loading = progress.loading(source.name(), checkpoint.bytes());
         let weights = Weights::new(From::Checkpoint(&checkpoint, prefix, loading), form, device)?;
-        let network = Network::load(config.clone(), &weights)?;
+        // The tokenizer takes as long as some layers, on one thread.
+        let (network, tokenizer) = thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::open(folder).inspect(|_| give_back()));
+            let network = Network::load(config.clone(), &weights);
+            (network, tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
         let name = (source.name().into(), source.created());
-        let model = Model::finish(name, folder, config, network, &weights, (options.kv_dtype, isa))?;
+        let model = Model::finish(name, folder, config, network?, tokenizer?, &weights, (options.kv_dtype, isa))?;
         info!(model = model.name, parameters = model.config.parameters(), fingerprint = model.fingerprint, "loaded");
         Ok(model)
     }
@@ -111,10 +121,10 @@ impl Model {
         folder: &Folder,
         config: Config,
         network: Network,
+        tokenizer: Tokenizer,
         weights: &Weights<'_>,
         (kv_dtype, isa): (KvDtype, Isa),
     ) -> Result<Model, LoadError> {
-        let tokenizer = Tokenizer::open(folder)?;
         let (tokens, rows) = (tokenizer.vocabulary(), config.vocabulary());
         if tokens > rows {
             let message = format!("the tokenizer has {tokens} tokens and the model only {rows}: they are not of one model");

@@ -10,7 +10,7 @@ pub(crate) use kind::Kind;
 
 use crate::Dtype;
 use crate::bytes::Bytes;
-use crate::kernels::{BLOCK, Block, Columns, Pool};
+use crate::kernels::{BLOCK, Block, Columns, PANEL, Pool};
 
 /// Values that are checked at a time: their bytes stay in a core's cache.
 const PART: usize = 1 << 17;
@@ -280,6 +280,19 @@ impl Columns for Matrix<'_> {
         }
     }
 
+    fn by_inputs(&self, first: usize, columns: usize, to: &mut [f32]) -> bool {
+        let (part, own) = self.part(first);
+        if part.together || own + columns > part.columns {
+            return false;
+        }
+        let each = part.stored.kind.bytes();
+        let rows = part.stored.bytes().chunks_exact(part.columns * each);
+        for (to, row) in to.chunks_exact_mut(PANEL).zip(rows) {
+            part.stored.kind.floats(&row[own * each..(own + columns) * each], &mut to[..columns]);
+        }
+        true
+    }
+
     fn blocks(&self, column: usize, to: &mut [Block]) -> bool {
         let (part, column) = self.part(column);
         let whole = part.together && self.inputs.is_multiple_of(BLOCK) && part.stored.kind.dtype() == self.stored();
@@ -336,6 +349,26 @@ mod tests {
         // The file has it as [2, 3].
         assert_eq!(columns(&Matrix::of_columns(own(&[3, 2], Order::Transposed))), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
         assert_eq!(own(&[3, 2], Order::Transposed).floats(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    }
+
+    #[test]
+    fn a_panel_by_inputs_is_the_columns_that_it_has() {
+        let tensor = own(&[3, PANEL + 2], Order::AsIs);
+        let matrix = Matrix::of_columns(tensor);
+        let columns = columns(&matrix);
+        for (first, count) in [(0, PANEL), (PANEL, 2)] {
+            let mut panel = vec![0.0; 3 * PANEL];
+            assert!(matrix.by_inputs(first, count, &mut panel));
+            for (at, weight) in panel.iter().enumerate() {
+                let column = (at % PANEL < count).then(|| &columns[first + at % PANEL]);
+                assert_eq!(*weight, column.map_or(0.0, |column| column[at / PANEL]));
+            }
+        }
+        let mut panel = vec![0.0; 2 * PANEL];
+        assert!(!Matrix::of_rows(vec![own(&[2, 2], Order::AsIs)]).by_inputs(0, 2, &mut panel), "each column lies together");
+        let two = Matrix::of_rows(vec![own(&[2, 2], Order::Transposed), own(&[2, 2], Order::Transposed)]);
+        assert!(two.by_inputs(2, 2, &mut panel) && !two.by_inputs(0, 4, &mut panel), "within one of them only");
+        assert_eq!(panel[..2], [0.0, 1.0]);
     }
 
     #[test]
