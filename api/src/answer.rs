@@ -27,6 +27,8 @@ pub(crate) struct Query {
     pub(crate) owner: String,
     pub(crate) priority: i32,
     pub(crate) deadline: Instant,
+    /// Comes back at the time that it was told.
+    pub(crate) returning: bool,
     /// An upper bound, prompt and completion together.
     pub(crate) tokens_max: u32,
     pub(crate) generation: v1::Generation,
@@ -111,12 +113,11 @@ impl Answer {
             };
             match stream.message().await {
                 Ok(Some(answer)) => {
-                    let last = matches!(answer.kind, Some(v1::answer::Kind::End(_)));
+                    if matches!(answer.kind, Some(v1::answer::Kind::End(_) | v1::answer::Kind::Failed(_))) {
+                        // The stream's end comes right behind: read, it costs nothing; dropped, it costs a reset.
+                        let _ = stream.message().await;
+                    }
                     if let Some(event) = self.read(answer).await? {
-                        if last && let Some(stream) = &mut self.stream {
-                            // The stream's end comes right behind: read, it costs nothing; dropped, it costs a reset.
-                            let _ = stream.message().await;
-                        }
                         return Ok(event);
                     }
                 }
@@ -135,6 +136,7 @@ impl Answer {
                 remaining_ms: remaining.as_millis().try_into().unwrap_or(u64::MAX),
                 priority: self.query.priority,
                 tokens_max: self.query.tokens_max,
+                returning: self.query.returning,
                 ..Default::default()
             }),
             payload: self.payload.clone(),

@@ -1,4 +1,5 @@
-//! Reading a request's body: bounded in size, in time and by the API's end, with an error that says which.
+//! Reading a request's body: bounded in size, in time, by what all bodies may take together and by the API's end, with an error
+//! that says which.
 
 use axum::{
     body::Body,
@@ -7,11 +8,35 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use crate::{openai::Error, routes::Context};
 
+/// The unit in which memory is counted out.
+const PERMIT_BYTES: usize = 1024;
+
 /// A whole body.
-pub(crate) struct Whole(pub(crate) Bytes);
+pub(crate) struct Whole {
+    pub(crate) bytes: Bytes,
+    pub(crate) arrival: Arrival,
+}
+
+/// What the answer to a body needs to know of it, and the memory that it takes until it is answered.
+pub(crate) struct Arrival {
+    /// What the request is known by when it comes again.
+    pub(crate) key: u64,
+    /// Whether it does, at the time that it was told.
+    pub(crate) returning: bool,
+    _memory: OwnedSemaphorePermit,
+}
+
+/// As many permits as that many bytes are worth.
+pub(crate) fn permits(bytes: usize) -> usize {
+    bytes.div_ceil(PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS)
+}
 
 impl FromRequest<Context> for Whole {
     type Rejection = Error;
@@ -27,6 +52,11 @@ impl FromRequest<Context> for Whole {
         if announced.is_some_and(|length| length > limits.body_bytes as u64) {
             return Err(too_large());
         }
+        // What does not say how much it is may be the most.
+        let most = announced.map_or(limits.body_bytes, |length| length as usize);
+        let wanted = u32::try_from(permits(most)).unwrap_or(u32::MAX);
+        let Ok(mut memory) = context.bodies.clone().try_acquire_many_owned(wanted) else { return Err(Error::crowded()) };
+        let path = request.uri().path().to_owned();
         let body: Limited<Body> = Limited::new(request.into_body(), limits.body_bytes);
         let arrived = tokio::select! {
             biased;
@@ -34,7 +64,14 @@ impl FromRequest<Context> for Whole {
             () = context.stopping.cancelled() => return Err(Error::closing()),
         };
         match arrived {
-            Ok(Ok(whole)) => Ok(Whole(whole.to_bytes())),
+            Ok(Ok(whole)) => {
+                let bytes = whole.to_bytes();
+                // Dropped, the rest is free again.
+                drop(memory.split(memory.num_permits().saturating_sub(permits(bytes.len()))));
+                let key = context.returns.key(&path, &bytes);
+                let arrival = Arrival { key, returning: context.returns.is_back(key, Instant::now()), _memory: memory };
+                Ok(Whole { bytes, arrival })
+            }
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
             Ok(Err(_)) => Err(Error::invalid("the body ended before its announced length: send it again")),
             Err(_) => {

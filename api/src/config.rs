@@ -19,6 +19,11 @@ pub struct Limits {
     pub connections: usize,
     /// The largest body, in bytes: several times the largest context as text, and below what the tree's messages take.
     pub body_bytes: usize,
+    /// What all requests that are under way may take together, in bytes of their bodies. Read, encoded for the tree and kept
+    /// until they are answered, they take about three times as much.
+    pub bodies_bytes: usize,
+    /// Of one connection: a request's head, and what its client has not taken yet of an answer.
+    pub buffer_bytes: usize,
     /// How long a client may take for its headers, and leave a connection idle. Longer than the 60 s for which nginx keeps its
     /// connections, so that not we but the proxy closes them.
     pub header_read: Duration,
@@ -43,6 +48,8 @@ impl Default for Limits {
         Limits {
             connections: 8192,
             body_bytes: 4 << 20,
+            bodies_bytes: 256 << 20,
+            buffer_bytes: 64 << 10,
             header_read: Duration::from_secs(65),
             body_read: Duration::from_secs(30),
             write_stall: Duration::from_secs(30),

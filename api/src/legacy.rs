@@ -22,8 +22,8 @@ use crate::{
 const MAX_TOKENS: u32 = 50;
 
 /// Continues a text with the first model there is.
-pub(crate) async fn arranca(State(context): State<Context>, Whole(body): Whole) -> Result<Response, Error> {
-    let mut request: Map<String, Value> = serde_json::from_slice(&body)
+pub(crate) async fn arranca(State(context): State<Context>, whole: Whole) -> Result<Response, Error> {
+    let mut request: Map<String, Value> = serde_json::from_slice(&whole.bytes)
         .map_err(|error| Error::invalid(format!("the body is not a JSON object with 'text' and 'timestamp': {error}")))?;
     let Some(Value::String(text)) = request.remove("text") else {
         return Err(Error::parameter("text", "'text' must be a string: the text to continue"));
@@ -33,7 +33,7 @@ pub(crate) async fn arranca(State(context): State<Context>, Whole(body): Whole) 
     let mut parameters = Parameters::of(model);
     parameters.generation.max_tokens = MAX_TOKENS;
     let order = Order { dialect: Dialect::Completions, parameters, prompts: vec![Prompt::Text(text)], echo: true };
-    let mut reply = Reply::start(&context, order);
+    let mut reply = Reply::start(&context, order, whole.arrival);
     reply.gather().await?;
     request.insert("text".to_owned(), std::mem::take(&mut reply.choices[0].text).into());
     request.insert("request_id".to_owned(), number.into());

@@ -13,6 +13,7 @@ mod legacy;
 mod openai;
 mod pages;
 mod request_id;
+mod returns;
 mod root;
 mod routes;
 mod server;

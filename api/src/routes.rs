@@ -11,6 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use banyan_proto::nearest;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
@@ -20,6 +21,7 @@ use crate::{
     legacy,
     openai::{self, Error},
     pages, request_id,
+    returns::Returns,
     root::Roots,
 };
 
@@ -30,6 +32,9 @@ pub(crate) struct Shared {
     pub(crate) roots: Arc<Roots>,
     pub(crate) limits: Limits,
     pub(crate) hosts: Hosts,
+    pub(crate) returns: Returns,
+    /// Memory for requests: permits of a KiB.
+    pub(crate) bodies: Arc<Semaphore>,
     /// Nothing new is accepted.
     pub(crate) stopping: CancellationToken,
     /// What still goes on ends now.

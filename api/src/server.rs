@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Config,
+    Config, body,
     hosts::Hosts,
     root::Roots,
     routes::{self, Shared},
@@ -81,6 +81,8 @@ impl Api {
         let shared = Arc::new(Shared {
             hosts: Hosts::new(address, config.hosts),
             roots: Arc::new(Roots::new(view, config.limits.root_retry)),
+            returns: Default::default(),
+            bodies: Arc::new(Semaphore::new(body::permits(config.limits.bodies_bytes))),
             limits: config.limits,
             stopping: stopping.clone(),
             ending: ending.clone(),
@@ -124,7 +126,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     // A client that closes its sending half counts as gone: TCP shows no difference between the two before something is
     // written, and whoever has gone must not keep a node busy with an answer that is written at the end only.
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.header_read);
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_read).max_buf_size(limits.buffer_bytes);
 
     loop {
         let accept = async {

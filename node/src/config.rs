@@ -108,10 +108,14 @@ pub struct LaneLimits {
     pub entries: usize,
     /// Bytes of their payloads: what a root can spare beside its streams.
     pub bytes: usize,
+    /// Upper bounds of their tokens, together: work that is promised and not begun.
+    pub tokens: u64,
+    /// Bytes of the payloads of all live queries, those that nodes run included: the root keeps each for a next attempt.
+    pub live_bytes: usize,
 }
 
 impl Default for LaneLimits {
     fn default() -> Self {
-        LaneLimits { entries: 4096, bytes: 256 << 20 }
+        LaneLimits { entries: 4096, bytes: 256 << 20, tokens: 64 << 20, live_bytes: 1 << 30 }
     }
 }

@@ -339,6 +339,10 @@ impl Core {
         let Some(desk) = &mut self.desk else { return };
         // What was refused for wrong numbers goes by the present ones.
         desk.room_changed = true;
+        if let Some(note) = desk.note_overload(self.now) {
+            tracing::warn!(node = %self.name, note);
+            self.journal.push(Fact::Note(note));
+        }
         for (id, serial) in desk.stalled_clients(self.now) {
             self.journal.push(Fact::Note(format!("query {id} cut off, its client reads nothing")));
             self.client_left(id, serial);

@@ -98,9 +98,12 @@ impl Fact {
             }
             Fact::Router(..) | Fact::Note(_) => true,
             Fact::Ledger(event, actions) => match event {
-                ledger::Event::Asked(_) => {
-                    actions.iter().any(|action| matches!(action, ledger::Action::Fail { .. } | ledger::Action::Placed { .. }))
-                }
+                ledger::Event::Asked(_) => actions.iter().any(|action| match action {
+                    // There may be thousands a second; they are noted together.
+                    ledger::Action::Fail { failure: ledger::Failure::Overloaded { .. }, .. } => false,
+                    ledger::Action::Fail { .. } | ledger::Action::Placed { .. } => true,
+                    _ => false,
+                }),
                 ledger::Event::Refused { .. } | ledger::Event::Returned { .. } | ledger::Event::HolderLost { .. } => true,
                 ledger::Event::Vanished { .. } => !actions.is_empty(),
                 ledger::Event::ClientLeft { .. } => !actions.is_empty(),
@@ -207,7 +210,8 @@ fn ledger_action(action: &ledger::Action) -> Option<String> {
     Some(match action {
         Action::Send { ticket, .. } => format!("send {} (attempt {})", ticket.id, ticket.attempt.number),
         Action::Fail { id, failure } => match failure {
-            Failure::Overloaded { retry_after_ms } => format!("refuse {id}, the lanes are full for {retry_after_ms} ms"),
+            Failure::Overloaded { retry_after_ms, .. } => format!("refuse {id} for {retry_after_ms} ms, there is no place"),
+            Failure::Hopeless { wait_ms } => format!("fail {id}, it would have waited {wait_ms} ms more, beyond its deadline"),
             Failure::UnknownModel { .. } => format!("fail {id}, no node serves its model"),
             Failure::Unserved => format!("fail {id}, the nodes of its model are away"),
             Failure::Deadline => format!("fail {id}, its deadline passed"),

@@ -1,10 +1,11 @@
 //! What waits at the root: one lane per owner and model, served fairly by tokens.
 //!
 //! Fairness is start-time fair queueing over owners: whoever was served the fewest tokens goes next, and an owner that
-//! comes back after a pause starts where the others are, with no credit saved up. Pure code; the ledger owns it.
+//! comes back after a pause starts where the others are, with no credit saved up. Priority orders an owner's own queries, and
+//! age outweighs it. Space is shared by dynamic thresholds (Choudhury and Hahne, 1998): an owner may hold as much as is free,
+//! so nobody who floods the lanes can keep another out. Pure code; the ledger owns it.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -15,6 +16,19 @@ use crate::config::LaneLimits;
 
 /// Owners whose service is remembered at least, before idle ones are looked for.
 const OWNERS_KEPT: usize = 64;
+
+/// A point of priority counts as so much waiting: the lowest waits no longer than that times the difference behind the
+/// highest, however many come.
+const PRIORITY_US: i64 = 1_000_000;
+/// Beyond these, priorities are as good as these.
+const PRIORITY_MAX: i32 = 100;
+
+/// How many times the free space an owner may hold: newcomers nearly half of everything when they are alone …
+const NEW_SHARE: u64 = 1;
+/// … and those who were told to come back four fifths, so that they find a place.
+const RETURNING_SHARE: u64 = 7;
+/// One part of so many is left to owners that have nothing waiting, however many others have filled the rest.
+const FIRSTS_PART: u64 = 16;
 
 /// Bounded lanes. See the module.
 #[derive(Debug)]
@@ -29,18 +43,47 @@ pub(crate) struct Lanes {
     keep: usize,
     /// The service of the owner that went last: where newcomers start.
     clock: u64,
-    entries: usize,
-    bytes: usize,
+    /// All that waits.
+    held: Held,
+    /// What waits of each owner, and for each model.
+    owners: BTreeMap<Arc<str>, Held>,
+    models: BTreeMap<Arc<str>, Held>,
 }
 
 type Key = (Arc<str>, Arc<str>);
 
-/// Higher priority first, then the older query.
-type Place = (Reverse<i32>, u64);
+/// When it came, less what its priority is worth; then the older query.
+type Place = (i64, u64);
 
 #[derive(Debug, Default)]
 struct Lane {
     waiting: BTreeMap<Place, Waiting>,
+    tokens: u64,
+}
+
+/// How much waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    pub(crate) tokens: u64,
+    lanes: u64,
+}
+
+impl Held {
+    fn add(&mut self, waiting: &Waiting, opens: bool) {
+        self.entries += 1;
+        self.bytes += waiting.bytes as u64;
+        self.tokens += u64::from(waiting.tokens);
+        self.lanes += u64::from(opens);
+    }
+
+    fn take(&mut self, waiting: &Waiting, closes: bool) {
+        self.entries -= 1;
+        self.bytes -= waiting.bytes as u64;
+        self.tokens -= u64::from(waiting.tokens);
+        self.lanes -= u64::from(closes);
+    }
 }
 
 /// A query that waits.
@@ -52,6 +95,8 @@ pub(crate) struct Waiting {
     pub(crate) priority: i32,
     /// Its number in order of arrival.
     pub(crate) order: u64,
+    /// When it arrived, in microseconds.
+    pub(crate) since: u64,
     /// What it is charged, in tokens.
     pub(crate) tokens: u32,
     /// Of its payload.
@@ -64,7 +109,9 @@ impl Waiting {
     }
 
     fn place(&self) -> Place {
-        (Reverse(self.priority), self.order)
+        let priority = i64::from(self.priority.clamp(-PRIORITY_MAX, PRIORITY_MAX));
+        let since = i64::try_from(self.since).unwrap_or(i64::MAX);
+        (since.saturating_sub(priority * PRIORITY_US), self.order)
     }
 }
 
@@ -77,34 +124,102 @@ impl Lanes {
             served: BTreeMap::new(),
             keep: OWNERS_KEPT,
             clock: 0,
-            entries: 0,
-            bytes: 0,
+            held: Held::default(),
+            owners: BTreeMap::new(),
+            models: BTreeMap::new(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries
+        self.held.entries as usize
     }
 
-    /// Whether one more query of that size may wait.
-    pub(crate) fn has_space(&self, bytes: usize) -> bool {
-        self.entries < self.limits.entries && self.bytes + bytes <= self.limits.bytes
+    /// Whether one more query of that size may wait: all together stay within the limits, and its owner within its share of
+    /// them. What is larger than a limit waits alone.
+    pub(crate) fn has_space(&self, owner: &str, tokens: u32, bytes: usize, returning: bool) -> bool {
+        let own = self.owners.get(owner).copied().unwrap_or_default();
+        let share = if returning { RETURNING_SHARE } else { NEW_SHARE };
+        let fits = |all: u64, own: u64, more: u64, limit: u64| {
+            let free = limit.saturating_sub(all);
+            more <= free && (own == 0 || own < share.saturating_mul(free.saturating_sub(limit / FIRSTS_PART)))
+        };
+        let LaneLimits { entries, bytes: bytes_max, tokens: tokens_max, .. } = self.limits;
+        self.held.entries == 0 && entries > 0
+            || fits(self.held.entries, own.entries, 1, entries as u64)
+                && fits(self.held.bytes, own.bytes, bytes as u64, bytes_max as u64)
+                && fits(self.held.tokens, own.tokens, tokens.into(), tokens_max)
+    }
+
+    /// What waits for a model.
+    pub(crate) fn of_model(&self, model: &str) -> Held {
+        self.models.get(model).copied().unwrap_or_default()
+    }
+
+    /// How many owners' queries wait for a model, this owner's included.
+    pub(crate) fn sharers(&self, owner: &Arc<str>, model: &Arc<str>) -> u64 {
+        let ours = self.lanes.contains_key(&(owner.clone(), model.clone()));
+        self.of_model(model).lanes + u64::from(!ours)
+    }
+
+    /// How many of an owner's queries wait beyond the share of newcomers, in tokens.
+    pub(crate) fn excess(&self, owner: &str) -> u64 {
+        let own = self.owners.get(owner).copied().unwrap_or_default();
+        let over = own.entries.saturating_sub(self.limits.entries as u64 / (NEW_SHARE + 1));
+        own.tokens.checked_div(own.entries).unwrap_or(0) * over
+    }
+
+    /// Tokens that would be served before a query that came now: those before it in its lane, and as many of each other
+    /// owner as it has.
+    pub(crate) fn ahead(&self, waiting: &Waiting) -> u64 {
+        let own = self.lanes.get(&waiting.key()).map_or(0, |lane| {
+            let place = waiting.place();
+            match lane.waiting.last_key_value() {
+                Some((last, _)) if *last > place => lane.waiting.range(..place).map(|(_, one)| u64::from(one.tokens)).sum(),
+                _ => lane.tokens,
+            }
+        });
+        let others = self.sharers(&waiting.owner, &waiting.model) - 1;
+        let all = self.of_model(&waiting.model).tokens;
+        all.min(own.saturating_add(others.saturating_mul(own + u64::from(waiting.tokens))))
+    }
+
+    /// What `judge` gives up, which is told of each query the tokens that are served before it (see [`Lanes::ahead`]): without
+    /// those that are given up.
+    pub(crate) fn hopeless<T>(&self, mut judge: impl FnMut(&Waiting, u64) -> Option<T>) -> Vec<(QueryId, T)> {
+        let mut hopeless = Vec::new();
+        for ((_, model), lane) in &self.lanes {
+            let of_model = self.of_model(model);
+            let mut own = 0u64;
+            for waiting in lane.waiting.values() {
+                let tokens = u64::from(waiting.tokens);
+                let ahead = of_model.tokens.min(own + (of_model.lanes - 1).saturating_mul(own + tokens));
+                match judge(waiting, ahead) {
+                    Some(why) => hopeless.push((waiting.id, why)),
+                    None => own += tokens,
+                }
+            }
+        }
+        hopeless
     }
 
     /// Lets a query wait. One that comes back finds its old place, since its number is an old one; it was accepted, so
     /// the bounds no longer apply to it.
     pub(crate) fn push(&mut self, waiting: Waiting) {
         let key = waiting.key();
-        let has_lane = self.has_lane(&waiting.owner);
+        let has_lane = self.owners.contains_key(&waiting.owner);
         let served = self.served.entry(waiting.owner.clone()).or_insert(self.clock);
         if !has_lane {
             // Whoever comes back after a pause has saved up nothing.
             *served = (*served).max(self.clock);
         }
         let served = *served;
-        self.entries += 1;
-        self.bytes += waiting.bytes;
-        self.lanes.entry(key.clone()).or_default().waiting.insert(waiting.place(), waiting);
+        let lane = self.lanes.entry(key.clone()).or_default();
+        let opens = lane.waiting.is_empty();
+        lane.tokens += u64::from(waiting.tokens);
+        self.held.add(&waiting, opens);
+        self.owners.entry(waiting.owner.clone()).or_default().add(&waiting, opens);
+        self.models.entry(waiting.model.clone()).or_default().add(&waiting, opens);
+        lane.waiting.insert(waiting.place(), waiting);
         self.order.insert((served, key));
     }
 
@@ -137,9 +252,17 @@ impl Lanes {
         let key = waiting.key();
         let Some(lane) = self.lanes.get_mut(&key) else { return false };
         let Some(removed) = lane.waiting.remove(&waiting.place()) else { return false };
-        self.entries -= 1;
-        self.bytes -= removed.bytes;
-        if lane.waiting.is_empty() {
+        let closes = lane.waiting.is_empty();
+        lane.tokens -= u64::from(removed.tokens);
+        self.held.take(&removed, closes);
+        for (sums, of) in [(&mut self.owners, &waiting.owner), (&mut self.models, &waiting.model)] {
+            let held = sums.get_mut(of).expect("what waits is counted");
+            held.take(&removed, closes);
+            if held.entries == 0 {
+                sums.remove(of);
+            }
+        }
+        if closes {
             self.lanes.remove(&key);
             let served = self.served.get(&waiting.owner).copied().unwrap_or(0);
             self.order.remove(&(served, key));
@@ -148,153 +271,21 @@ impl Lanes {
         true
     }
 
-    fn has_lane(&self, owner: &Arc<str>) -> bool {
-        self.lanes.range((owner.clone(), Arc::from(""))..).next().is_some_and(|((of, _), _)| of == owner)
-    }
-
     /// When nobody waits any more everybody is even, and the clock moves on to say so. Before that, owners without lanes
     /// that the clock has passed would start at the clock anyway; they are dropped now and then, so that it costs nothing
     /// per query.
     fn forget_idle_owners(&mut self) {
-        if self.entries == 0 {
+        if self.held.entries == 0 {
             self.clock = self.served.values().copied().fold(self.clock, u64::max);
             self.served.clear();
             self.keep = OWNERS_KEPT;
         } else if self.served.len() > self.keep {
-            let mut served = std::mem::take(&mut self.served);
-            served.retain(|owner, served| *served > self.clock || self.has_lane(owner));
-            self.keep = OWNERS_KEPT + 2 * served.len();
-            self.served = served;
+            let (clock, owners) = (self.clock, &self.owners);
+            self.served.retain(|owner, served| *served > clock || owners.contains_key(owner));
+            self.keep = OWNERS_KEPT + 2 * self.served.len();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn waiting(owner: &str, order: u64, tokens: u32) -> Waiting {
-        let id = QueryId::from_u128(order.into());
-        Waiting { id, owner: owner.into(), model: "m".into(), priority: 0, order, tokens, bytes: 10 }
-    }
-
-    fn drain(lanes: &mut Lanes) -> Vec<u64> {
-        let mut served = Vec::new();
-        while let Some(next) = lanes.peek(|_| true).cloned() {
-            lanes.serve(&next);
-            served.push(next.order);
-        }
-        served
-    }
-
-    #[test]
-    fn an_owner_with_many_queries_does_not_starve_another() {
-        let mut lanes = Lanes::new(LaneLimits::default());
-        for order in 0..10 {
-            lanes.push(waiting("greedy", order, 100));
-        }
-        lanes.push(waiting("modest", 10, 100));
-        let served = drain(&mut lanes);
-        assert!(served.iter().position(|&order| order == 10).unwrap() <= 1, "{served:?}");
-    }
-
-    #[test]
-    fn service_is_counted_in_tokens_not_in_queries() {
-        let mut lanes = Lanes::new(LaneLimits::default());
-        for order in 0..4 {
-            lanes.push(waiting("long", order, 300));
-        }
-        for order in 4..16 {
-            lanes.push(waiting("short", order, 100));
-        }
-        let first: Vec<u64> = drain(&mut lanes).into_iter().take(8).collect();
-        assert_eq!(first.iter().filter(|&&order| order < 4).count(), 2, "{first:?}");
-    }
-
-    #[test]
-    fn an_owner_that_was_away_has_saved_up_nothing() {
-        let mut lanes = Lanes::new(LaneLimits::default());
-        lanes.push(waiting("away", 0, 1));
-        lanes.push(waiting("busy", 1, 1000));
-        lanes.push(waiting("busy", 2, 1000));
-        lanes.push(waiting("busy", 3, 1000));
-        let first: Vec<Waiting> =
-            (0..3).map(|_| lanes.peek(|_| true).cloned().inspect(|next| lanes.serve(next)).unwrap()).collect();
-        assert_eq!(first.iter().map(|next| next.order).collect::<Vec<_>>(), [0, 1, 2]);
-        for order in 4..8 {
-            lanes.push(waiting("away", order, 1000));
-        }
-        let served = drain(&mut lanes);
-        assert!(served.iter().position(|&order| order == 3).unwrap() <= 2, "{served:?}");
-    }
-
-    #[test]
-    fn owners_that_come_and_go_are_forgotten() {
-        let mut lanes = Lanes::new(LaneLimits::default());
-        lanes.push(waiting("stays", 0, 1));
-        for order in 1..10_000 {
-            let passing = waiting(&format!("owner-{order}"), order, 10);
-            lanes.push(passing.clone());
-            lanes.remove(&passing);
-        }
-        assert!(lanes.served.len() < 1000, "{}", lanes.served.len());
-        drain(&mut lanes);
-        assert!(lanes.served.is_empty());
-    }
-
-    #[test]
-    fn an_urgent_query_goes_before_older_ones_of_its_owner() {
-        let mut lanes = Lanes::new(LaneLimits::default());
-        lanes.push(waiting("o", 1, 1));
-        lanes.push(Waiting { priority: 5, ..waiting("o", 2, 1) });
-        assert_eq!(drain(&mut lanes), [2, 1]);
-    }
-
-    #[test]
-    fn a_model_without_room_does_not_hold_up_another() {
-        let mut lanes = Lanes::new(LaneLimits::default());
-        lanes.push(Waiting { model: "full".into(), ..waiting("o", 1, 1) });
-        lanes.push(waiting("o", 2, 1));
-        assert_eq!(lanes.peek(|model| model == "m").unwrap().order, 2);
-    }
-
-    #[test]
-    fn full_lanes_say_so() {
-        let lanes_of = |entries, bytes| Lanes::new(LaneLimits { entries, bytes });
-        let mut lanes = lanes_of(1, 100);
-        assert!(lanes.has_space(100) && !lanes.has_space(101));
-        lanes.push(waiting("o", 1, 1));
-        assert!(!lanes.has_space(1));
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_comes_and_goes_the_counts_hold(steps in proptest::collection::vec((0u8..4, 0u8..3, 0u8..3, 1u32..500), 1..200)) {
-            let mut lanes = Lanes::new(LaneLimits::default());
-            let mut inside: Vec<Waiting> = Vec::new();
-            for (order, (step, owner, model, tokens)) in steps.into_iter().enumerate() {
-                match step {
-                    0 | 1 => {
-                        let new = Waiting { model: format!("m{model}").into(), ..waiting(&format!("o{owner}"), order as u64, tokens) };
-                        lanes.push(new.clone());
-                        inside.push(new);
-                    }
-                    2 => if let Some(next) = lanes.peek(|_| true).cloned() {
-                        lanes.serve(&next);
-                        inside.retain(|known| known.order != next.order);
-                    },
-                    _ => if let Some(one) = inside.pop() {
-                        prop_assert!(lanes.remove(&one));
-                    },
-                }
-                prop_assert_eq!(lanes.len(), inside.len());
-                prop_assert_eq!(lanes.bytes, inside.iter().map(|one| one.bytes).sum::<usize>());
-                prop_assert_eq!(lanes.peek(|_| true).is_some(), !inside.is_empty());
-            }
-            prop_assert_eq!(drain(&mut lanes).len(), inside.len());
-            prop_assert!(lanes.order.is_empty() && lanes.lanes.is_empty());
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@
 
 mod dispatch;
 mod entry;
+mod overload;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -19,10 +20,12 @@ use std::{
 use banyan_proto::{Attempt, QueryId};
 
 use self::entry::Entry;
-pub use self::types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Settings, State, Try, Way, Why};
+pub use self::types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Overload, Settings, State, Try, Way, Why};
 use crate::{
     capacity::{self, Capacity},
     lanes::Lanes,
+    rates::Rates,
+    returns::Returns,
     ways::Ways,
 };
 
@@ -38,8 +41,10 @@ pub const UNSERVED_TIMEOUT_US: u64 = 30_000_000;
 const KNOWN_MODELS_MAX: usize = 4096;
 /// With classic routing the root knows no room, so it tries again in portions.
 const EAGER_RETRIES: usize = 64;
-/// The client's patience ends here, and both SDKs ignore longer waits.
-const RETRY_AFTER_MAX_MS: u64 = 60_000;
+/// Enough to choose from, in an error.
+const SERVED_TOLD_MAX: usize = 64;
+/// A delivered token, as the ledger keeps it.
+const TOKEN_BYTES: usize = size_of::<u32>();
 
 /// Keeps the accounts of one root's reign. See the module.
 #[derive(Debug)]
@@ -62,10 +67,10 @@ pub struct Ledger {
     /// Recalled and not yet back: each has a room waiting for it.
     recalling: BTreeSet<QueryId>,
     accepted: u64,
-    /// Answers per second, smoothed, for an honest Retry-After.
-    rate: f64,
-    ended_since_tick: u32,
-    ticked_at: u64,
+    /// What the payloads and the delivered tokens of all entries take.
+    live_bytes: usize,
+    rates: Rates,
+    returns: Returns,
     ways: Ways,
 }
 
@@ -85,9 +90,9 @@ impl Ledger {
             queued: BTreeSet::new(),
             recalling: BTreeSet::new(),
             accepted: 0,
-            rate: 0.0,
-            ended_since_tick: 0,
-            ticked_at: 0,
+            live_bytes: 0,
+            rates: Rates::default(),
+            returns: Returns::default(),
             ways: Ways::default(),
         }
     }
@@ -209,7 +214,6 @@ impl Ledger {
                 if self.current(id, attempt, &holder, &mut actions).is_some() {
                     actions.push(Action::Finish { id });
                     self.end(now, id, Outcome::Finished, None);
-                    self.ended_since_tick += 1;
                     match self.settings.eager {
                         true => self.retry(now, 1, &mut actions),
                         false => self.dispatch(now, &mut actions),
@@ -288,15 +292,15 @@ impl Ledger {
             self.ways.push(Way::refused(&asked, "no node serves its model"));
             return;
         }
-        if !self.lanes.has_space(asked.bytes) {
-            let retry_after_ms = self.retry_after_ms();
-            actions.push(Action::Fail { id, failure: Failure::Overloaded { retry_after_ms } });
-            self.ways.push(Way::refused(&asked, "the lanes at the root are full"));
+        let entry = Entry::new(now, self.accepted + 1, asked.clone(), self.settings.epoch);
+        let waiting = entry.waiting();
+        if let Some(failure) = self.overload(now, &asked, &waiting) {
+            actions.push(Action::Fail { id, failure });
+            self.ways.push_overloaded(Way::refused(&asked, "the tree is full and so are the lanes at the root"));
             return;
         }
         self.accepted += 1;
-        let entry = Entry::new(now, self.accepted, asked, self.settings.epoch);
-        let waiting = entry.waiting();
+        self.live_bytes += asked.bytes;
         self.lanes.push(waiting.clone());
         self.entries.insert(id, entry);
         match self.settings.eager {
@@ -344,9 +348,12 @@ impl Ledger {
             if entry.first_token_at.is_none() {
                 entry.first_token_at = Some(now);
             }
+            let more = tokens.len();
             entry.tokens.extend(tokens);
+            let proven = entry.is_proven();
+            self.live_bytes += TOKEN_BYTES * more;
             actions.push(Action::Deliver { id });
-            if entry.is_proven() {
+            if let Some(entry) = self.entries.get_mut(&id).filter(|_| proven) {
                 entry.suspect = false;
                 self.clear(id);
                 self.dispatch(now, actions);
@@ -414,6 +421,8 @@ impl Ledger {
 
     fn end(&mut self, now: u64, id: QueryId, outcome: Outcome, error: Option<&str>) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
+        self.live_bytes -= entry.bytes + TOKEN_BYTES * entry.tokens.len();
+        self.measure(now, &entry, outcome);
         if entry.state == State::Waiting && !self.suspects.remove(&(entry.order, id)) {
             self.lanes.remove(&entry.waiting());
         }
@@ -432,7 +441,9 @@ impl Ledger {
     }
 
     fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
-        self.measure_rate(now);
+        let lanes = &self.lanes;
+        self.rates.tick(now, |model| lanes.of_model(model).entries > 0);
+        self.returns.tick(now);
         for entry in self.entries.values_mut() {
             entry.note_served(now, &self.room);
         }
@@ -442,6 +453,7 @@ impl Ledger {
         for (_, id) in due {
             self.act_on_time(now, id, actions);
         }
+        self.shed(now, actions);
         match self.settings.eager {
             true => self.retry(now, EAGER_RETRIES, actions),
             false => self.dispatch(now, actions),
@@ -484,24 +496,6 @@ impl Ledger {
 
     fn unknown_model(&self) -> Failure {
         let served: BTreeSet<Arc<str>> = self.room.iter().flat_map(|set| set.models.iter().cloned()).collect();
-        Failure::UnknownModel { served: served.into_iter().collect() }
-    }
-
-    fn measure_rate(&mut self, now: u64) {
-        let seconds = now.saturating_sub(self.ticked_at) as f64 / 1e6;
-        if seconds <= 0.0 {
-            return;
-        }
-        // Smoothed over about five seconds.
-        let weight = (seconds / 5.0).min(1.0);
-        self.rate += weight * (f64::from(self.ended_since_tick) / seconds - self.rate);
-        self.ended_since_tick = 0;
-        self.ticked_at = now;
-    }
-
-    /// How long it takes, at the measured rate, until the lanes have drained.
-    fn retry_after_ms(&self) -> u64 {
-        let ms = 1000.0 * self.lanes.len() as f64 / self.rate.max(0.01);
-        (ms as u64).clamp(1000, RETRY_AFTER_MAX_MS)
+        Failure::UnknownModel { served: served.into_iter().take(SERVED_TOLD_MAX).collect() }
     }
 }

@@ -8,7 +8,7 @@ use prost::Message as _;
 
 use crate::{
     capacity::Capacity,
-    ledger::{self, Failure, Hop, Outcome, State, Why},
+    ledger::{self, Failure, Hop, Outcome, Overload, State, Why},
     router::{Because, Choice, Service, Ticket},
 };
 
@@ -39,6 +39,7 @@ pub(crate) fn asked(question: &v1::Question) -> Option<ledger::Asked> {
         tokens_max: header.tokens_max,
         bytes: question.payload.len(),
         time_us: header.remaining_ms.saturating_mul(1000),
+        returning: header.returning,
     })
 }
 
@@ -223,8 +224,8 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
         ..Default::default()
     };
     match failure {
-        Failure::Overloaded { retry_after_ms } => {
-            v1::Failed { retry_after_ms, ..of(v1::Failure::Overloaded, "the tree is full and so are the lanes before it") }
+        Failure::Overloaded { because, retry_after_ms, kept } => {
+            v1::Failed { retry_after_ms, kept, ..of(v1::Failure::Overloaded, &overloaded(because, retry_after_ms, kept)) }
         }
         Failure::UnknownModel { served } => v1::Failed {
             models: served.iter().map(|model| model.to_string()).collect(),
@@ -235,6 +236,13 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
             ..of(v1::Failure::NoNode, "the nodes that served this model are away, and none came back in time")
         },
         Failure::Deadline => of(v1::Failure::Deadline, "the query's deadline passed before its answer was complete"),
+        Failure::Hopeless { wait_ms } => of(
+            v1::Failure::Deadline,
+            &format!(
+                "the query would have waited {} s more, beyond its deadline: allow more with deadline_ms, or ask when there is less to do",
+                wait_ms.div_ceil(1000)
+            ),
+        ),
         Failure::Poison => {
             let because = said.map(|said| format!(": {}", said.message)).unwrap_or_default();
             of(
@@ -244,6 +252,22 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
         }
         Failure::Holder => said.unwrap_or_else(|| of(v1::Failure::Engine, "the node refused the query without a reason")),
     }
+}
+
+fn overloaded(because: Overload, retry_after_ms: u64, kept: bool) -> String {
+    let seconds = retry_after_ms.div_ceil(1000);
+    let why = match because {
+        Overload::Lanes => "the tree is full, and so is what may wait for it".to_owned(),
+        Overload::Memory => "the queries under way take all the memory that they may".to_owned(),
+        Overload::Deadline { wait_ms } => {
+            format!("{} s of work are ahead of this query, more than its deadline allows", wait_ms.div_ceil(1000))
+        }
+    };
+    let advice = match kept {
+        true => format!("send the same request again in {seconds} s, a place is kept for it"),
+        false => format!("more than {seconds} s of work are promised to others: ask later, or have nodes added"),
+    };
+    format!("{why}: {advice}")
 }
 
 /// An engine's figures.

@@ -177,7 +177,7 @@ impl World {
         let ledger = Ledger::new(ledger::Settings {
             epoch: 1,
             eager: routing == Routing::Classic,
-            lanes: LaneLimits { entries: 64, bytes: 1 << 20 },
+            lanes: LaneLimits { entries: 64, bytes: 1 << 20, ..LaneLimits::default() },
         });
         World {
             now: 0,
@@ -288,6 +288,7 @@ impl World {
             bytes: 10,
             // Deadlines have tests of their own.
             time_us: u64::MAX / 4,
+            returning: false,
         }));
     }
 

@@ -13,9 +13,9 @@ use super::{
 use crate::{body::Whole, routes::Context};
 
 /// Answers a conversation.
-pub(crate) async fn chat_completions(State(context): State<Context>, Whole(body): Whole) -> Result<Response, Error> {
-    let order = read(&mut Fields::parse(&body)?)?;
-    reply::complete(&context, order).await
+pub(crate) async fn chat_completions(State(context): State<Context>, whole: Whole) -> Result<Response, Error> {
+    let order = read(&mut Fields::parse(&whole.bytes)?)?;
+    reply::complete(&context, order, whole.arrival).await
 }
 
 fn read(fields: &mut Fields) -> Result<Order, Error> {

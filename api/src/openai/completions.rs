@@ -16,9 +16,9 @@ use crate::{body::Whole, routes::Context};
 const MAX_TOKENS: u32 = 16;
 
 /// Continues prompts.
-pub(crate) async fn completions(State(context): State<Context>, Whole(body): Whole) -> Result<Response, Error> {
-    let order = read(&mut Fields::parse(&body)?)?;
-    reply::complete(&context, order).await
+pub(crate) async fn completions(State(context): State<Context>, whole: Whole) -> Result<Response, Error> {
+    let order = read(&mut Fields::parse(&whole.bytes)?)?;
+    reply::complete(&context, order, whole.arrival).await
 }
 
 fn read(fields: &mut Fields) -> Result<Order, Error> {

@@ -95,6 +95,13 @@ impl Error {
         Error::new(status, "server_error", message)
     }
 
+    /// Requests take all the memory that they may: 429.
+    pub(crate) fn crowded() -> Self {
+        let message = "the requests under way take all the memory that they may: send this one again in a second";
+        let error = Error::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message).retry_after(RETRY_AFTER);
+        Error { code: Some("rate_limit_exceeded"), ..error }
+    }
+
     /// This API ends: 503.
     pub(crate) fn closing() -> Self {
         Error::server(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down: ask again").retry_after(RETRY_AFTER)

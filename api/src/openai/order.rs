@@ -80,7 +80,7 @@ impl Order {
     }
 
     /// One query per choice; a prompt's choices are neighbours.
-    pub(super) fn queries(&self, context: &Context) -> Vec<Query> {
+    pub(super) fn queries(&self, context: &Context, returning: bool) -> Vec<Query> {
         let parameters = &self.parameters;
         let tokens = catalogue::context(&context.roots.view(), &parameters.model);
         let deadline = Instant::now() + parameters.deadline.unwrap_or(context.limits.deadline);
@@ -90,6 +90,7 @@ impl Order {
             owner: EVERYBODY.to_owned(),
             priority: parameters.priority,
             deadline,
+            returning,
             tokens_max: tokens_max(prompt, parameters.generation.max_tokens, tokens),
             generation: parameters.generation(prompt.clone(), choice),
         };

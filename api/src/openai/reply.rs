@@ -5,7 +5,7 @@
 
 use std::{
     pin::Pin,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -15,6 +15,7 @@ use axum::{
 };
 use banyan_proto::{QueryId, v1};
 use futures::{Stream, StreamExt as _, stream::SelectAll};
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::debug;
 
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::{
     answer::{self, Event, Failure, Query},
+    body::Arrival,
     catalogue,
     routes::Context,
     sse,
@@ -33,8 +35,8 @@ use crate::{
 static NODE: HeaderName = HeaderName::from_static("x-banyan-node");
 
 /// Answers an order.
-pub(crate) async fn complete(context: &Context, order: Order) -> Result<Response, Error> {
-    let mut reply = Reply::start(context, order);
+pub(crate) async fn complete(context: &Context, order: Order, arrival: Arrival) -> Result<Response, Error> {
+    let mut reply = Reply::start(context, order, arrival);
     let (response, node) = if reply.order.parameters.stream {
         let mut early = Vec::new();
         let first = tokio::time::timeout(context.limits.first_token, reply.until_first_token(&mut early)).await;
@@ -57,6 +59,7 @@ type Answered = Pin<Box<dyn Stream<Item = (usize, Result<Event, Failure>)> + Sen
 pub(crate) struct Reply {
     pub(super) context: Context,
     pub(super) order: Order,
+    arrival: Arrival,
     id: String,
     /// Unix time in seconds.
     created: u64,
@@ -88,8 +91,8 @@ impl Choice {
 
 impl Reply {
     /// Asks. Nothing is sent before the first event is awaited.
-    pub(crate) fn start(context: &Context, order: Order) -> Self {
-        let queries = order.queries(context);
+    pub(crate) fn start(context: &Context, order: Order, arrival: Arrival) -> Self {
+        let queries = order.queries(context, arrival.returning);
         let unanswered =
             |query: &Query| Choice { query: query.id, placed: None, finish: None, text: String::new(), logprobs: Vec::new() };
         let choices: Vec<Choice> = queries.iter().map(unanswered).collect();
@@ -103,6 +106,7 @@ impl Reply {
             created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             context: context.clone(),
             order,
+            arrival,
             events,
             ending: Box::pin(context.ending.clone().cancelled_owned()),
             choices,
@@ -213,6 +217,15 @@ impl Reply {
     /// What the client is told of a failure.
     pub(super) fn error(&self, failure: Failure) -> Error {
         debug!(query = %self.choices[0].query, error = &failure as &dyn std::error::Error, "query failed");
+        if let Failure::Failed(failed) = &failure
+            && failed.reason() == v1::Failure::Overloaded
+        {
+            // There may be many of these, and the models' names matter to none.
+            if failed.kept {
+                self.context.returns.told(self.arrival.key, Instant::now(), Duration::from_millis(failed.retry_after_ms));
+            }
+            return Error::of(failure, "", "", &[]);
+        }
         let offers = catalogue::offers(&self.context.roots.view());
         let known: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
         Error::of(failure, &self.order.parameters.model, self.order.dialect.prompt(), &known)

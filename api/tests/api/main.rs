@@ -5,6 +5,7 @@
 mod client;
 mod connections;
 mod errors;
+mod overload;
 mod pages;
 mod registry;
 mod rig;

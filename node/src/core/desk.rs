@@ -8,6 +8,7 @@ use std::{
 
 use banyan_proto::{NodeName, QueryId, v1};
 use bytes::Bytes;
+use prost::Message as _;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
@@ -23,6 +24,14 @@ use crate::{
 /// A client that reads nothing for that long, with answers waiting for it, has gone or might as well have.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a client may leave unread, in bytes: more than an answer's tokens with all their alternatives.
+const UNREAD_BYTES_MAX: u64 = 8 << 20;
+/// What all may leave unread together; beyond, those who have read least are cut off.
+const UNREAD_BYTES_TOTAL_MAX: u64 = 256 << 20;
+
+/// Refusals for overload are noted together, so often.
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A query that left sooner did not wait for room, it only passed through.
 const WAITED_US: u64 = 1000;
 
@@ -36,12 +45,17 @@ pub(super) struct Desk {
     broken: Vec<u64>,
     /// Clients that were found gone when they were told something.
     gone: Vec<(QueryId, u64)>,
+    /// Refused for overload since that was last noted, and when it was.
+    overloaded: u64,
+    noted: Option<Instant>,
 }
 
 struct Client {
     serial: u64,
     to: mpsc::UnboundedSender<v1::Answer>,
     sent: u64,
+    /// Of all that was sent.
+    bytes: u64,
     read: Arc<AtomicU64>,
     /// The last time that it was seen to read, and how much it had read.
     seen: (Instant, u64),
@@ -49,6 +63,14 @@ struct Client {
     payload: Bytes,
     /// Whom the last attempt was sent to.
     child: Option<NodeName>,
+}
+
+impl Client {
+    /// Bytes that it has not read, about: by their number, as if all answers were of one size.
+    fn unread(&self) -> u64 {
+        let unread = self.sent.saturating_sub(super::load(&self.read));
+        self.bytes.saturating_mul(unread) / self.sent.max(1)
+    }
 }
 
 impl Desk {
@@ -60,12 +82,14 @@ impl Desk {
             room_changed: false,
             broken: Vec::new(),
             gone: Vec::new(),
+            overloaded: 0,
+            noted: None,
         }
     }
 
     /// Takes in a question; nothing when its header can't be read or its id is in use, of which the client is told.
     pub(super) fn accept(&mut self, ask: Ask, now: Instant) -> Option<ledger::Asked> {
-        let Ask { question, serial, to, read } = ask;
+        let Ask { question, serial, to, read, .. } = ask;
         let refuse = |reason: v1::Failure, message: &str| {
             let failed = v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() };
             // Fails when the client has gone already.
@@ -81,7 +105,7 @@ impl Desk {
         }
         let header = question.header.unwrap_or_default();
         let seen = (now, 0);
-        let client = Client { serial, to, sent: 0, read, seen, header, payload: question.payload, child: None };
+        let client = Client { serial, to, sent: 0, bytes: 0, read, seen, header, payload: question.payload, child: None };
         self.clients.insert(asked.id, client);
         Some(asked)
     }
@@ -122,7 +146,13 @@ impl Desk {
                     Some(v1::part::Kind::Refused(refused)) => refused.failed,
                     _ => None,
                 };
-                tracing::info!(query = %id, ?failure, "failed");
+                match failure {
+                    ledger::Failure::Overloaded { .. } => {
+                        self.overloaded += 1;
+                        tracing::debug!(query = %id, ?failure, "refused");
+                    }
+                    _ => tracing::info!(query = %id, ?failure, "failed"),
+                }
                 self.tell(id, v1::answer::Kind::Failed(translate::failed(failure.clone(), said)));
                 self.clients.remove(id);
             }
@@ -217,24 +247,49 @@ impl Desk {
         Some((event, Some(kind)))
     }
 
-    /// Clients with answers waiting that have read nothing for too long.
+    /// Clients with answers waiting that have read nothing for too long, and those that leave more unread than all may together.
     pub(super) fn stalled_clients(&mut self, now: Instant) -> Vec<(QueryId, u64)> {
         let mut stalled = Vec::new();
+        let mut unread_total = 0;
         for (id, client) in &mut self.clients {
             let read = super::load(&client.read);
+            unread_total += client.unread();
             if read != client.seen.1 || read == client.sent {
                 client.seen = (now, read);
             } else if now - client.seen.0 > CLIENT_PATIENCE {
                 stalled.push((*id, client.serial));
             }
         }
+        if unread_total > UNREAD_BYTES_TOTAL_MAX {
+            let mut all: Vec<(u64, QueryId, u64)> =
+                self.clients.iter().map(|(id, client)| (client.unread(), *id, client.serial)).collect();
+            all.sort_unstable_by(|one, other| other.cmp(one));
+            for (bytes, id, serial) in all {
+                if unread_total <= UNREAD_BYTES_TOTAL_MAX {
+                    break;
+                }
+                unread_total -= bytes;
+                stalled.push((id, serial));
+            }
+        }
         stalled.sort_unstable();
+        stalled.dedup();
         stalled
     }
 
     /// Clients and holders that are remembered.
     pub(super) fn sizes(&self) -> (usize, usize) {
         (self.clients.len(), self.holders.len())
+    }
+
+    /// What to note of refusals for overload, now and then.
+    pub(super) fn note_overload(&mut self, now: Instant) -> Option<String> {
+        if self.overloaded == 0 || self.noted.is_some_and(|noted| now - noted < NOTE_INTERVAL) {
+            return None;
+        }
+        self.noted = Some(now);
+        let count = std::mem::take(&mut self.overloaded);
+        Some(format!("{count} queries refused since the last note, the tree is full and so are the lanes"))
     }
 
     pub(super) fn take_broken(&mut self) -> Vec<u64> {
@@ -273,8 +328,10 @@ impl Desk {
 
     fn tell(&mut self, id: &QueryId, kind: v1::answer::Kind) {
         if let Some(client) = self.clients.get_mut(id) {
+            let answer = answer(kind);
             client.sent += 1;
-            if client.to.send(answer(kind)).is_err() {
+            client.bytes += answer.encoded_len() as u64;
+            if client.unread() > UNREAD_BYTES_MAX || client.to.send(answer).is_err() {
                 self.gone.push((*id, client.serial));
             }
         }

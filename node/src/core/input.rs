@@ -13,7 +13,7 @@ use std::{
 use banyan_proto::{NodeName, QueryId, v1};
 use bytes::Bytes;
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot},
     time::Instant,
 };
 
@@ -150,6 +150,8 @@ pub(crate) struct Ask {
     pub(crate) to: mpsc::UnboundedSender<v1::Answer>,
     /// Answers that the client has read.
     pub(crate) read: Arc<AtomicU64>,
+    /// What it takes of the memory for questions that nobody has looked at yet.
+    pub(crate) _memory: Option<OwnedSemaphorePermit>,
 }
 
 /// The node's figures at one moment.

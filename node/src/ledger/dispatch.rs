@@ -18,6 +18,9 @@ impl Ledger {
         if self.settings.eager || self.waiting() == 0 && self.queued.len() == self.recalling.len() {
             return;
         }
+        if self.room.iter().all(|set| set.room == 0 && set.queue == 0) {
+            return;
+        }
         let mut free = self.room.clone();
         for id in &self.recalling {
             capacity::take(&mut free, &self.entries[id].model);

@@ -29,8 +29,8 @@ pub(super) struct Entry {
     pub(super) model: Arc<str>,
     pub(super) prefer: Option<NodeName>,
     priority: i32,
-    tokens_max: u32,
-    bytes: usize,
+    pub(super) tokens_max: u32,
+    pub(super) bytes: usize,
     pub(super) attempt: Attempt,
     pub(super) state: State,
     pub(super) holder: Option<Holder>,
@@ -41,7 +41,7 @@ pub(super) struct Entry {
     pub(super) waiting_since: u64,
     pub(super) first_token_at: Option<u64>,
     ended_at: Option<u64>,
-    sent_at: u64,
+    pub(super) sent_at: u64,
     /// The last sign of life: accepted, held, progress.
     pub(super) seen_at: u64,
     /// Whether the holder's engine has begun with it.
@@ -71,7 +71,8 @@ impl Entry {
             model: asked.model,
             prefer: asked.prefer,
             priority: asked.priority,
-            tokens_max: asked.tokens_max,
+            // Nothing is free, so that lanes can be measured by it.
+            tokens_max: asked.tokens_max.max(1),
             bytes: asked.bytes,
             attempt: Attempt { epoch, number: 0 },
             state: State::Waiting,
@@ -104,6 +105,7 @@ impl Entry {
             model: self.model.clone(),
             priority: self.priority,
             order: self.order,
+            since: self.accepted_at,
             // What its owner was charged for once is not charged again.
             tokens: if self.attempt.number == 0 { self.tokens_max } else { 0 },
             bytes: self.bytes,

@@ -5,7 +5,7 @@ use super::*;
 const SECOND: u64 = 1_000_000;
 
 fn ledger() -> Ledger {
-    Ledger::new(Settings { epoch: 7, eager: false, lanes: crate::LaneLimits { entries: 4, bytes: 1000 } })
+    Ledger::new(Settings { epoch: 7, eager: false, lanes: crate::LaneLimits { entries: 4, bytes: 1000, ..Default::default() } })
 }
 
 fn id(number: u128) -> QueryId {
@@ -30,6 +30,7 @@ fn asked(number: u128) -> Asked {
         tokens_max: 10,
         bytes: 10,
         time_us: 300 * SECOND,
+        returning: false,
     }
 }
 
@@ -84,12 +85,15 @@ fn what_the_tree_cannot_take_waits_at_the_root_and_goes_as_room_appears() {
 #[test]
 fn a_full_lane_refuses_with_an_honest_wait() {
     let mut ledger = ledger();
-    ledger.feed(0, (1..=4).map(|number| Event::Asked(asked(number))));
-    let actions = ledger.feed(0, [Event::Asked(asked(5))]);
+    // One owner alone has half of the four places, and one more when it was told to come back.
+    ledger.feed(0, (1..=2).map(|number| Event::Asked(asked(number))));
+    let actions = ledger.feed(0, [Event::Asked(asked(3))]);
     assert!(
-        matches!(failure(&actions), Some(Failure::Overloaded { retry_after_ms }) if (1000..=60_000).contains(retry_after_ms))
+        matches!(failure(&actions), Some(Failure::Overloaded { retry_after_ms, because: Overload::Lanes, kept: true }) if (1000..=60_000).contains(retry_after_ms))
     );
-    assert_eq!(ledger.live(), 4);
+    assert_eq!(ledger.live(), 2);
+    ledger.feed(0, [Event::Asked(Asked { returning: true, ..asked(3) })]);
+    assert_eq!(ledger.live(), 3);
 }
 
 #[test]

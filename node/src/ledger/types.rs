@@ -37,6 +37,8 @@ pub struct Asked {
     pub bytes: usize,
     /// Time until its deadline, in microseconds.
     pub time_us: u64,
+    /// Comes back at the time that a refusal named: a place is kept for it.
+    pub returning: bool,
 }
 
 /// Who keeps a query: a node, by one life of its Deliver stream.
@@ -229,10 +231,19 @@ pub enum Fault {
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
-    /// The lanes are full.
+    /// It was not let in.
     Overloaded {
-        /// When they should have drained, in milliseconds.
+        /// For lack of what.
+        because: Overload,
+        /// When to ask again, in milliseconds.
         retry_after_ms: u64,
+        /// Whether a place is kept until then; else more are before it than get one in that time.
+        kept: bool,
+    },
+    /// It waited, and would not have been served before its deadline.
+    Hopeless {
+        /// How long it would still have waited, in milliseconds.
+        wait_ms: u64,
     },
     /// No node serves the model.
     UnknownModel {
@@ -247,6 +258,21 @@ pub enum Failure {
     Poison,
     /// The holder said why, in the message at hand.
     Holder,
+}
+
+/// Why a query is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overload {
+    /// Its owner's share of the lanes is used up, or all of them.
+    Lanes,
+    /// Live queries take all the memory that the root gives them.
+    Memory,
+    /// What is ahead of it takes longer than it allows.
+    Deadline {
+        /// How long, in milliseconds.
+        wait_ms: u64,
+    },
 }
 
 /// Why an attempt was sent.

@@ -6,21 +6,26 @@ use std::sync::{
 };
 
 use banyan_proto::{NodeName, QueryId, v1, v1::root_server::Root};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::core::{self, AnswerStream, Ask, Handle, HolderLink, Input};
 
+/// What questions may take that the node's task has not looked at yet, in KiB: a burst of the largest.
+const UNSEEN_KIB_MAX: usize = 64 << 10;
+
 pub(crate) struct RootService {
     core: Handle,
     streams: AtomicU64,
     asks: AtomicU64,
+    unseen: Arc<Semaphore>,
 }
 
 impl RootService {
     pub(crate) fn new(core: Handle) -> Self {
-        RootService { core, streams: AtomicU64::new(0), asks: AtomicU64::new(0) }
+        let unseen = Arc::new(Semaphore::new(UNSEEN_KIB_MAX));
+        RootService { core, streams: AtomicU64::new(0), asks: AtomicU64::new(0), unseen }
     }
 }
 
@@ -35,8 +40,15 @@ impl Root for RootService {
         let (to, from) = mpsc::unbounded_channel();
         let read = Arc::new(AtomicU64::new(0));
         let serial = self.asks.fetch_add(1, Ordering::Relaxed);
-        let ask = Ask { question, serial, to, read: read.clone() };
-        self.core.tell(Input::Ask(ask)).await.map_err(|_| stopping())?;
+        let kib = u32::try_from(question.payload.len() / 1024 + 1).unwrap_or(u32::MAX);
+        match self.unseen.clone().try_acquire_many_owned(kib) {
+            Ok(memory) => {
+                let ask = Ask { question, serial, to, read: read.clone(), _memory: Some(memory) };
+                self.core.tell(Input::Ask(ask)).await.map_err(|_| stopping())?;
+            }
+            // Fails never: the other end is below.
+            Err(_) => drop(to.send(crowded())),
+        }
         Ok(Response::new(self.core.answers(id, serial, from, read)))
     }
 
@@ -79,6 +91,16 @@ async fn read(core: Handle, stream: u64, mut deliveries: Streaming<v1::Delivery>
     }
     // Fails only when the root is stopping.
     let _ = core.tell(Input::HolderGone { stream }).await;
+}
+
+fn crowded() -> v1::Answer {
+    let failed = v1::Failed {
+        reason: v1::Failure::Overloaded.into(),
+        message: "the root has more questions to look at than it can keep: ask again in a second".to_owned(),
+        retry_after_ms: 1000,
+        ..Default::default()
+    };
+    v1::Answer { kind: Some(v1::answer::Kind::Failed(failed)) }
 }
 
 fn stopping() -> Status {
