@@ -1,13 +1,16 @@
 //! `banyan api run`: the HTTP API and the page, for a tree that runs elsewhere.
 
-use banyan_api::Api;
+use banyan_api::{Api, Limits};
 
 use crate::{
     args::{self, RegistryArgs},
-    exit::Failure,
+    exit::{Code, Failure},
     listen, output,
     stop::Stop,
 };
+
+/// Of a request: what the tree's messages hold, with what else they carry.
+const BODY_BYTES_MAX: u64 = 6 << 20;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -22,12 +25,34 @@ pub(crate) struct Args {
     /// Where to serve HTTP; 0.0.0.0 lets other machines in.
     #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", default_value = listen::API, value_parser = args::address)]
     listen: String,
+    /// Connections at once; more wait in the kernel.
+    #[arg(long, env = "BANYAN_CONNECTIONS", value_name = "N", default_value = "8192", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// The largest request; at most 6 MiB, so that the tree's messages hold it.
+    #[arg(long, env = "BANYAN_BODY_BYTES", value_name = "SIZE", default_value = "4MiB", value_parser = args::size)]
+    body_bytes: u64,
+    /// All requests under way, together; they take about three times as much memory.
+    #[arg(long, env = "BANYAN_BODIES_BYTES", value_name = "SIZE", default_value = "256MiB", value_parser = args::size)]
+    bodies_bytes: u64,
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
     let registry = stop.unless(args.registry.connect()).await?;
-    let api = Api::start(banyan_api::Config::default(), registry, listener).await.map_err(anyhow::Error::new)?;
+    if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
+        return Err(Failure::told(Code::Usage, "one request takes at most 6MiB, and all together no less than one")
+            .hint("--body-bytes 4MiB --bodies-bytes 256MiB is the default"));
+    }
+    let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let limits = Limits {
+        connections: args.connections as usize,
+        body_bytes: bytes(args.body_bytes),
+        bodies_bytes: bytes(args.bodies_bytes),
+        ..Limits::default()
+    };
+    let api = Api::start(banyan_api::Config { limits, ..banyan_api::Config::default() }, registry, listener)
+        .await
+        .map_err(anyhow::Error::new)?;
     output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1", api.address()))?;
     stop.asked().await;
     api.stop().await;

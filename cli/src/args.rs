@@ -3,6 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use banyan_etcd::{Config, Registry};
+use banyan_node::LaneLimits;
 use banyan_proto::NodeName;
 
 use crate::exit::Failure;
@@ -27,6 +28,35 @@ pub(crate) struct RegistryArgs {
 impl RegistryArgs {
     pub(crate) async fn connect(&self) -> Result<Registry, Failure> {
         Ok(Registry::connect(Config::new(self.endpoints.clone(), self.cluster.clone())).await?)
+    }
+}
+
+/// What may wait at a root, and what all that is under way may take.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct LaneArgs {
+    /// Queries that may wait at the root; one owner alone gets nearly half of it.
+    #[arg(long, env = "BANYAN_LANE_ENTRIES", value_name = "N", default_value = "4096", value_parser = clap::value_parser!(u32).range(1..))]
+    lane_entries: u32,
+    /// Their prompts, together.
+    #[arg(long, env = "BANYAN_LANE_BYTES", value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    lane_bytes: u64,
+    /// Tokens that they may come to, prompts and answers together.
+    #[arg(long, env = "BANYAN_LANE_TOKENS", value_name = "N", default_value = "67108864")]
+    lane_tokens: u64,
+    /// Prompts and delivered tokens of all that is under way: the root keeps them for a next attempt.
+    #[arg(long, env = "BANYAN_LIVE_BYTES", value_name = "SIZE", default_value = "1GiB", value_parser = size)]
+    live_bytes: u64,
+}
+
+impl LaneArgs {
+    pub(crate) fn limits(self) -> LaneLimits {
+        let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        LaneLimits {
+            entries: self.lane_entries as usize,
+            bytes: bytes(self.lane_bytes),
+            tokens: self.lane_tokens,
+            live_bytes: bytes(self.live_bytes),
+        }
     }
 }
 
@@ -129,6 +159,20 @@ mod tests {
         for wrong in ["", "GB", "1.5GB", "-1GB", "2 GB", "2TB", "99999999999999999999", "18446744073709551615GB"] {
             assert!(size(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn lanes_are_as_large_as_the_library_says_unless_told_otherwise() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            lanes: LaneArgs,
+        }
+        let limits = |args: &[&str]| <Command as clap::Parser>::parse_from(args).lanes.limits();
+        assert_eq!(limits(&["banyan"]), LaneLimits::default());
+        let told =
+            limits(&["banyan", "--lane-entries", "9", "--lane-bytes", "1MiB", "--lane-tokens", "7", "--live-bytes", "2MiB"]);
+        assert_eq!(told, LaneLimits { entries: 9, bytes: 1 << 20, tokens: 7, live_bytes: 2 << 20 });
     }
 
     #[test]

@@ -3,10 +3,12 @@
 mod compare;
 mod count;
 mod engine;
+mod histogram;
 mod latencies;
 mod limits;
 mod load;
 mod machine;
+mod overload;
 mod plot;
 mod quality;
 mod route;
@@ -27,6 +29,8 @@ pub(crate) enum Command {
     Count(count::Args),
     /// How fast a running API answers many clients.
     Load(load::Args),
+    /// What a tree does when more is asked than it can serve: goodput, refusals, honesty of waits, memory.
+    Overload(overload::Args),
     /// What a smaller form of a model costs in quality: perplexity, and divergence from f32, on a text.
     Quality(quality::Args),
     /// What the tree costs: queries a second and added latency, with an engine that costs nothing.
@@ -39,6 +43,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Count(args) => count::run(args).await,
         Command::Limits(args) => limits::run(args).await,
         Command::Load(args) => load::run(args).await,
+        Command::Overload(args) => overload::run(args).await,
         Command::Quality(args) => quality::run(args).await,
         Command::Route(args) => route::run(args).await,
     }

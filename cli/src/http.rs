@@ -1,6 +1,6 @@
 //! The least of an HTTP client: one connection, one request at a time; for benchmarks of the API.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -13,6 +13,13 @@ use tokio::net::TcpStream;
 pub(crate) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     address: SocketAddr,
+}
+
+/// What an answer begins with.
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    /// When it says to come back.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Connection {
@@ -48,6 +55,20 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Posts JSON, hands the answer over piece by piece whatever it is, and says what it is.
+    pub(crate) async fn post_any(&mut self, path: &str, body: Bytes, mut piece: impl FnMut(&[u8])) -> anyhow::Result<Head> {
+        let answer = self.ask(Request::post(path), body).await?;
+        let milliseconds = answer.headers().get("retry-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
+        let head = Head { status: answer.status().as_u16(), retry_after: milliseconds.map(Duration::from_millis) };
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Some(data) = frame.context("an answer broke off")?.data_ref() {
+                piece(data);
+            }
+        }
+        Ok(head)
     }
 
     async fn ask(&mut self, request: request::Builder, body: Bytes) -> anyhow::Result<Response<Incoming>> {

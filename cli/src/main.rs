@@ -82,7 +82,7 @@ async fn run(command: Command, stop: Stop) -> Result<(), Failure> {
     match command {
         // These serve until they are told to stop, and then end well.
         Command::Up(args) => up::run(args, stop).await,
-        Command::Node(node::Command::Run(args)) => node::run::run(args, stop).await,
+        Command::Node(node::Command::Run(args)) => node::run::run(*args, stop).await,
         Command::Api(api::Command::Run(args)) => api::run(args, stop).await,
         Command::Registry(registry::Command::Serve(args)) => registry::run(args, stop).await,
         // These have an end of their own, and are interrupted before it.

@@ -12,7 +12,7 @@ use crate::exit::Failure;
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     /// Runs a node until Ctrl-C; without --parent it is a root.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Shows what a node is and what it decided; without a name the whole tree.
     Log(log::Args),
     /// Draws the whole tree with every node's load.

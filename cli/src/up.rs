@@ -8,7 +8,7 @@ use banyan_proto::NodeName;
 use tokio::net::TcpListener;
 
 use crate::{
-    args::{self, RegistryArgs},
+    args::{self, LaneArgs, RegistryArgs},
     exit::Failure,
     fleet::Fleet,
     inference::{self, InferenceArgs},
@@ -36,6 +36,8 @@ pub(crate) struct Args {
     /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
     #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
     cluster: NodeName,
+    #[command(flatten)]
+    lanes: LaneArgs,
     #[command(flatten)]
     inference: InferenceArgs,
 }
@@ -79,7 +81,14 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let mut next_listener = || listeners.next().expect("a listener was bound for the root and for each node");
     let root: NodeName = "root".parse().expect("a valid name");
     let configured = |config: Config| Config { routing: args.inference.routing, ..config };
-    let started = fleet.start_node(configured(Config::root(root.clone())), registry.clone(), None, next_listener()).await;
+    let started = fleet
+        .start_node(
+            Config { lanes: args.lanes.limits(), ..configured(Config::root(root.clone())) },
+            registry.clone(),
+            None,
+            next_listener(),
+        )
+        .await;
     started.map_err(|failure| match &args.etcd {
         Some(_) => failure.hint(
             "where a tree runs already, `banyan node run my-name --parent root` joins it, and `--cluster NAME` keeps another apart",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use banyan_engine::fake;
-use banyan_node::Routing;
+use banyan_node::{LaneLimits, Routing};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde::Serialize;
 use tokio::{task::JoinSet, time::Instant};
@@ -56,7 +56,7 @@ pub(crate) async fn run(time: Duration, format: Format) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for (routing, busy_at) in [(Routing::Classic, 1), (Routing::Classic, SLOTS), (Routing::RoundRobin, SLOTS)] {
         output::note(&format!("{routing}, busy at {busy_at}: {} queries ...", load.len()));
-        let testbed = Testbed::start(plans(busy_at), routing).await?;
+        let testbed = Testbed::start(plans(busy_at), routing, LaneLimits::default()).await?;
         let waits = waits(&testbed, &load).await;
         testbed.stop().await;
         rows.push(Row { routing: routing.to_string(), busy_at, wait: waits? });

@@ -90,7 +90,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn resolve(url: &str) -> Result<SocketAddr, Failure> {
+pub(crate) async fn resolve(url: &str) -> Result<SocketAddr, Failure> {
     let usage = || Failure::told(Code::Usage, format!("{url} is no URL to measure: take http://HOST:PORT, without a path"));
     let host = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')).filter(|host| !host.contains('/'));
     let host = host.ok_or_else(usage)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use banyan_engine::fake;
-use banyan_node::Routing;
+use banyan_node::{LaneLimits, Routing};
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::{task::JoinSet, time::Instant};
@@ -77,7 +77,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut measured = Vec::new();
     for depth in &args.depths {
         output::note(&format!("depth {depth} ..."));
-        let testbed = Testbed::start(chain(*depth), Routing::RoundRobin).await?;
+        let testbed = Testbed::start(chain(*depth), Routing::RoundRobin, LaneLimits::default()).await?;
         let outcome = measure(&testbed, *depth, &args).await;
         testbed.stop().await;
         measured.extend(outcome?);

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Context as _;
 use banyan_engine::{Engine, fake};
 use banyan_etcd::Registry;
-use banyan_node::{Config, Routing};
+use banyan_node::{Config, LaneLimits, Routing};
 use banyan_proto::{
     MESSAGE_BYTES_MAX, NodeName, QueryId, dial,
     v1::{self, answer::Kind, root_client::RootClient},
@@ -59,9 +59,9 @@ impl Plan {
 
 impl Testbed {
     /// Starts a root and the nodes below it, in that order, and waits until the tree answers.
-    pub(crate) async fn start(plans: Vec<Plan>, routing: Routing) -> Result<Testbed, Failure> {
+    pub(crate) async fn start(plans: Vec<Plan>, routing: Routing, lanes: LaneLimits) -> Result<Testbed, Failure> {
         let mut fleet = Fleet::default();
-        match Self::fill(&mut fleet, plans, routing).await {
+        match Self::fill(&mut fleet, plans, routing, lanes).await {
             Ok((root, api, blockers)) => Ok(Testbed { fleet, _blockers: blockers, root, api }),
             Err(failure) => {
                 fleet.stop().await;
@@ -70,11 +70,11 @@ impl Testbed {
         }
     }
 
-    async fn fill(fleet: &mut Fleet, plans: Vec<Plan>, routing: Routing) -> Result<Filled, Failure> {
+    async fn fill(fleet: &mut Fleet, plans: Vec<Plan>, routing: Routing, lanes: LaneLimits) -> Result<Filled, Failure> {
         let etcd = fleet.start_registry(loopback().await?).await?.address();
         let cluster = "bench".parse().expect("a valid name");
         let registry = Registry::connect(banyan_etcd::Config::new(vec![format!("http://{etcd}")], cluster)).await?;
-        let root = Config { routing, ..Config::root(name("root")) };
+        let root = Config { routing, lanes, ..Config::root(name("root")) };
         let address = fleet.start_node(root, registry.clone(), None, loopback().await?).await?.address().to_owned();
         let asker = Asker::dial(&address).await?;
         let mut blockers = Vec::new();

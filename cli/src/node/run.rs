@@ -7,7 +7,7 @@ use banyan_node::Config;
 use banyan_proto::NodeName;
 
 use crate::{
-    args::{self, RegistryArgs},
+    args::{self, LaneArgs, RegistryArgs},
     exit::{Code, Failure},
     fleet::Fleet,
     inference::{self, InferenceArgs},
@@ -41,6 +41,8 @@ pub(crate) struct Args {
     /// 30 s after which Kubernetes kills.
     #[arg(long, env = "BANYAN_DRAIN", value_name = "TIME", default_value = "25s", value_parser = args::duration)]
     drain: Duration,
+    #[command(flatten)]
+    lanes: LaneArgs,
     #[command(flatten)]
     inference: InferenceArgs,
 }
@@ -87,6 +89,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         busy_at: weights.as_ref().and_then(|weights| args.inference.busy_at(weights)),
         batch_max: args.inference.batch.given(),
         parent_timeout: args.parent_timeout,
+        lanes: args.lanes.limits(),
         ..base
     };
     let engine = weights.as_ref().map(|weights| args.inference.start(weights, 0, 1)).transpose()?;
