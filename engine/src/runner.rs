@@ -13,7 +13,7 @@ use tracing::{debug, error, warn};
 
 use crate::admission::{self, Admissions, Admitted};
 use crate::language::Language;
-use crate::scheduler::{Event, Scheduler, Stats, Work};
+use crate::scheduler::{Event, Plan, Scheduler, Stats, Work};
 use crate::sequence::{End, Sequence};
 use crate::{Output, Refusal, Request, SequenceId, Step, TokenLogprob};
 
@@ -108,10 +108,14 @@ pub(crate) fn run<B: Backend>(
         read_here: 0,
     };
     while runner.listen(commands) {
-        runner.step();
+        let plan = runner.plan();
+        // Said before the step: whoever ends the process with it must be known to have been in it.
+        if !runner.tell(&steps, &stop) {
+            break;
+        }
+        runner.step(plan);
         stats.send_if_modified(|known| std::mem::replace(known, runner.scheduler.stats()) != *known);
-        let outputs = std::mem::take(&mut runner.outputs);
-        if !outputs.is_empty() && !send(&steps, Step { outputs }, &stop) {
+        if !runner.tell(&steps, &stop) {
             break;
         }
     }
@@ -256,8 +260,14 @@ impl<B: Backend> Runner<'_, B> {
         self.outputs.push(Output::Finished { id, reason, text, usage });
     }
 
-    /// One forward pass, where there is something to do.
-    fn step(&mut self) {
+    /// Sends the news. False: nobody listens any more, or the engine is to stop.
+    fn tell(&mut self, steps: &mpsc::Sender<Step>, stop: &watch::Receiver<bool>) -> bool {
+        let outputs = std::mem::take(&mut self.outputs);
+        outputs.is_empty() || send(steps, Step { outputs }, stop)
+    }
+
+    /// Who is in the next step; newcomers are news.
+    fn plan(&mut self) -> Plan {
         let plan = self.scheduler.plan();
         for id in &plan.preempted {
             debug!(sequence = id.0, running = self.scheduler.running(), "preempted");
@@ -269,6 +279,11 @@ impl<B: Backend> Runner<'_, B> {
                 self.outputs.push(Output::Started { id: *id });
             }
         }
+        plan
+    }
+
+    /// One forward pass, where there is something to do.
+    fn step(&mut self, plan: Plan) {
         if plan.work.is_empty() {
             return;
         }

@@ -400,7 +400,7 @@ impl Ledger {
     fn lose(&mut self, now: u64, id: QueryId, bystander: bool, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.tried(now, None, Outcome::Lost, Vec::new());
-        if entry.state == State::Running && entry.started && !bystander {
+        if entry.state == State::Running && !bystander && entry.is_guilty() {
             self.blame(now, id, actions);
         } else {
             self.wait_again(now, id, Why::Lost, actions);

@@ -20,6 +20,9 @@ const TRIES_MAX: usize = 64;
 const PROOF_TOKENS: u32 = 2;
 /// Whatever is there when so many engines die is not run again, wherever it was.
 const DEATHS_MAX: u32 = 3;
+/// Engines that may die with a query in them of which nobody heard that it had begun: it may have waited there for memory, or
+/// have been so quick to kill that the word of it was lost.
+const UNHEARD_MAX: u32 = 1;
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -48,6 +51,8 @@ pub(super) struct Entry {
     pub(super) started: bool,
     /// Engines that died or failed with it.
     deaths: u32,
+    /// Engines that died with it before it was heard to have begun.
+    unheard: u32,
     /// It has not got past the point of the last death.
     pub(super) suspect: bool,
     /// Tokens that the client had then.
@@ -87,6 +92,7 @@ impl Entry {
             seen_at: now,
             started: false,
             deaths: 0,
+            unheard: 0,
             suspect: false,
             died_at: 0,
             blamed: None,
@@ -160,6 +166,15 @@ impl Entry {
         self.holder = Some(holder);
         self.state = if running { State::Running } else { State::Queued };
         self.seen_at = now;
+    }
+
+    /// The current holder is lost while it ran it. True when it may be to blame: its engine had begun with it, or that was never
+    /// heard, and too often for chance.
+    pub(super) fn is_guilty(&mut self) -> bool {
+        if !self.started {
+            self.unheard += 1;
+        }
+        self.started || self.unheard > UNHEARD_MAX
     }
 
     /// The current holder's engine died or failed with it. True when that is once too often: a suspect has not got past the

@@ -168,6 +168,18 @@ fn only_running_queries_are_blamed_for_a_death_and_a_second_one_at_the_same_poin
 }
 
 #[test]
+fn a_query_that_kills_before_anybody_hears_that_it_began_is_suspect_after_the_second_and_fails_after_the_third() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(4, 0), Event::Asked(asked(1)), held(1, 1, "a", true)]);
+    assert_eq!(sent(&ledger.feed(1, [Event::HolderLost { stream: holder("a").stream }])), [(id(1), 2)]);
+    assert!(!ledger.is_suspect(&id(1)), "it may have waited in the engine");
+    ledger.feed(2, [held(1, 2, "b", true), Event::HolderLost { stream: holder("b").stream }]);
+    assert!(ledger.is_suspect(&id(1)), "once may be chance");
+    let actions = ledger.feed(3, [held(1, 3, "c", true), Event::HolderLost { stream: holder("c").stream }]);
+    assert_eq!(failure(&actions), Some(&Failure::Poison));
+}
+
+#[test]
 fn suspects_go_one_at_a_time_until_each_has_got_past_the_point() {
     let mut ledger = ledger();
     ledger.feed(0, [room(4, 0), Event::Asked(asked(1)), Event::Asked(asked(2)), held(1, 1, "a", true), held(2, 1, "a", true)]);
