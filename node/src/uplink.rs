@@ -78,7 +78,12 @@ impl Uplink {
                 None => {
                     let wanted = self.wanted.borrow_and_update().clone();
                     let order = search.candidates(&wanted, &view.borrow());
-                    self.us.clone().join(order, search.is_fresh(), false).await.map(Box::new)
+                    let (first, begun) = (order.first().cloned(), Instant::now());
+                    let joined = self.us.clone().join(order, search.is_fresh(), false).await;
+                    if let Some(first) = first.filter(|_| joined.is_none()) {
+                        search.failed(&first, begun.elapsed());
+                    }
+                    joined.map(Box::new)
                 }
             };
             if self.core.is_closed() {

@@ -14,8 +14,11 @@ const WANTED_TRIES: u32 = 3;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// … to this, so that a parent's return is noticed soon, and a thousand orphans do not knock all at once.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How long a parent has to answer the attachment.
-pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a parent has to answer the attachment. A silent parent is found in 2 s, and 2 s later its orphans try others: all of
+/// them have one in 5 s.
+pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Who takes that long to fail does not refuse, but says nothing: others are tried before it.
+const SILENCE: Duration = Duration::from_secs(1);
 /// A parent without a way to the root gets that long to find one.
 pub const ROOTLESS_MAX: Duration = Duration::from_secs(5);
 /// How often a child that lives elsewhere looks whether its wanted parent is back …
@@ -56,7 +59,7 @@ pub struct Search {
     ancestors: Vec<Candidate>,
     /// Rounds in which nobody could be reached.
     failures: u32,
-    /// Whoever is cut off from the root, or about to leave, is the last resort.
+    /// Whoever is silent, cut off from the root, or about to leave, is the last resort.
     avoid: Option<NodeName>,
     parent: Option<Candidate>,
 }
@@ -84,6 +87,13 @@ impl Search {
     /// Whether those that can't be reached are news.
     pub fn is_fresh(&self) -> bool {
         self.failures == 0
+    }
+
+    /// None of them took us, of whom this was the first, and it took so long to know.
+    pub fn failed(&mut self, first: &Candidate, took: Duration) {
+        if took >= SILENCE {
+            self.avoid = Some(first.name.clone());
+        }
     }
 
     /// One of them took us.
@@ -225,6 +235,19 @@ mod tests {
             search.ended(End::Nobody);
         }
         assert_eq!(names(&search), ["parent", "grandparent", "root"]);
+    }
+
+    #[test]
+    fn a_parent_that_says_nothing_is_tried_once_and_one_that_refuses_again() {
+        let mut search = search();
+        let parent = Candidate { name: "parent".parse().unwrap(), address: "parent:1".into() };
+        search.ended(End::Broken);
+        search.failed(&parent, Duration::from_millis(5));
+        search.ended(End::Nobody);
+        assert_eq!(names(&search), ["parent"]);
+        search.failed(&parent, ATTACH_TIMEOUT);
+        search.ended(End::Nobody);
+        assert_eq!(names(&search), ["grandparent", "root", "parent"]);
     }
 
     #[test]
