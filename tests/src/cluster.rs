@@ -1,19 +1,24 @@
-//! A whole tree in this process, on ports that the system chose: registry, root, nodes with engines without weights, API.
+//! A whole tree in this process, on ports that the system chose: registry, root, nodes with engines without weights or with a
+//! model's, API.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use banyan_api::Api;
-use banyan_engine::{Engine, fake};
+use banyan_engine::{Engine, Model, fake};
 use banyan_etcd::{Registry, embedded::Server};
-use banyan_node::{Config, Node, Routing};
+use banyan_node::{Config, LaneLimits, Node, Routing};
 use banyan_proto::{NodeName, v1::NodeStatus};
 use tokio::net::TcpListener;
 
-use crate::{eventually::eventually, http::Http, query};
+use crate::{eventually::eventually, gate::Gate, http::Http, query};
 
 /// A tree to be.
 pub struct Builder {
     engine: fake::Options,
+    model: Option<(Arc<Model>, banyan_engine::Options)>,
+    lanes: LaneLimits,
+    limits: banyan_api::Limits,
+    gated: bool,
     routing: Routing,
     busy_at: Option<u32>,
     nodes: Vec<(String, String)>,
@@ -25,6 +30,8 @@ pub struct Cluster {
     registry: Registry,
     builder: Builder,
     root: Option<Node>,
+    root_address: String,
+    gate: Option<Gate>,
     nodes: BTreeMap<String, Node>,
     api: Api,
 }
@@ -32,7 +39,16 @@ pub struct Cluster {
 impl Cluster {
     /// A tree with no nodes yet; every engine takes `token_time` for a step.
     pub fn builder() -> Builder {
-        Builder { engine: fake::Options::default(), routing: Routing::default(), busy_at: None, nodes: Vec::new() }
+        Builder {
+            engine: fake::Options::default(),
+            model: None,
+            lanes: LaneLimits::default(),
+            limits: banyan_api::Limits::default(),
+            gated: false,
+            routing: Routing::default(),
+            busy_at: None,
+            nodes: Vec::new(),
+        }
     }
 
     /// The API.
@@ -40,12 +56,17 @@ impl Cluster {
         Http(self.api.address())
     }
 
-    /// The root's address.
+    /// The root's address, past any gate.
+    pub fn root(&self) -> &str {
+        &self.root_address
+    }
+
+    /// The door in front of the root.
     ///
     /// # Panics
-    /// When it was killed.
-    pub fn root(&self) -> &str {
-        self.root.as_ref().expect("the root lives").address()
+    /// When there is none.
+    pub fn gate(&self) -> &Gate {
+        self.gate.as_ref().expect("the tree was built with a gate")
     }
 
     /// The embedded registry's URL.
@@ -64,7 +85,10 @@ impl Cluster {
             parent_timeout: Duration::from_secs(10),
             ..Config::child(parse(name), parse(parent))
         };
-        let engine = Engine::fake(self.builder.engine.clone());
+        let engine = match &self.builder.model {
+            None => Engine::fake(self.builder.engine.clone()),
+            Some((model, options)) => Engine::start(Arc::clone(model), options.clone()).expect("the engine starts"),
+        };
         let started = Node::start(config, self.registry.clone(), Some(engine), loopback().await).await;
         let node = started.unwrap_or_else(|error| panic!("failed to start {name}: {error:?}"));
         node.ready().await;
@@ -126,6 +150,30 @@ impl Builder {
         self
     }
 
+    /// A model in place of made-up text.
+    pub fn model(mut self, model: Arc<Model>, options: banyan_engine::Options) -> Builder {
+        self.model = Some((model, options));
+        self
+    }
+
+    /// What may wait at the root.
+    pub fn lanes(mut self, lanes: LaneLimits) -> Builder {
+        self.lanes = lanes;
+        self
+    }
+
+    /// The API's bounds.
+    pub fn limits(mut self, limits: banyan_api::Limits) -> Builder {
+        self.limits = limits;
+        self
+    }
+
+    /// With a door in front of the root, which can be shut behind any token.
+    pub fn gated(mut self) -> Builder {
+        self.gated = true;
+        self
+    }
+
     /// How busy nodes pick a child.
     pub fn routing(mut self, routing: Routing) -> Builder {
         self.routing = routing;
@@ -157,11 +205,23 @@ impl Builder {
             timeout: Duration::from_secs(5),
         };
         let registry = Registry::connect(config).await.expect("the embedded registry answers");
-        let config = Config { routing: self.routing, ..Config::root(parse("root")) };
-        let root = Node::start(config, registry.clone(), None, loopback().await).await.expect("the root starts");
-        let api = Api::start(banyan_api::Config::default(), registry.clone(), loopback().await).await.expect("the API starts");
-        let nodes = std::mem::take(&mut self.nodes);
-        let mut cluster = Cluster { server, registry, builder: self, root: Some(root), nodes: BTreeMap::new(), api };
+        let gate = if self.gated { Some(Gate::open().await) } else { None };
+        let config = Config {
+            routing: self.routing,
+            lanes: self.lanes,
+            advertise: gate.as_ref().map(|gate| gate.address().to_owned()),
+            ..Config::root(parse("root"))
+        };
+        let listener = loopback().await;
+        let root_address = listener.local_addr().expect("a bound listener has an address").to_string();
+        let root = Node::start(config, registry.clone(), None, listener).await.expect("the root starts");
+        if let Some(gate) = &gate {
+            gate.lead_to(&root_address);
+        }
+        let config = banyan_api::Config { limits: self.limits.clone(), ..Default::default() };
+        let api = Api::start(config, registry.clone(), loopback().await).await.expect("the API starts");
+        let (nodes, root) = (std::mem::take(&mut self.nodes), Some(root));
+        let mut cluster = Cluster { server, registry, builder: self, root, root_address, gate, nodes: BTreeMap::new(), api };
         for (name, parent) in &nodes {
             cluster.add(name, parent).await;
         }

@@ -16,12 +16,23 @@ where
     F: FnMut() -> W,
     W: Future<Output = Option<T>>,
 {
+    within(PATIENCE, &mut look).await.unwrap_or_else(|| panic!("waited {PATIENCE:?} in vain: {what}"))
+}
+
+/// Looks again and again until there is something to see, or for so long in vain.
+pub async fn within<T, F, W>(patience: Duration, mut look: F) -> Option<T>
+where
+    F: FnMut() -> W,
+    W: Future<Output = Option<T>>,
+{
     let begun = Instant::now();
     loop {
         if let Some(seen) = look().await {
-            return seen;
+            return Some(seen);
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        if begun.elapsed() >= patience {
+            return None;
+        }
         sleep(Duration::from_millis(10)).await;
     }
 }

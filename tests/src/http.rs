@@ -52,6 +52,11 @@ impl Http {
         self.send("GET", path, Bytes::new()).await.whole().await
     }
 
+    /// Gets a path where nobody may be there.
+    pub async fn try_get(self, path: &str) -> Result<Answer, String> {
+        self.try_send("GET", path, Bytes::new()).await?.try_whole().await
+    }
+
     /// Posts JSON.
     pub async fn post(self, path: &str, body: &Value) -> Answer {
         self.send("POST", path, body.to_string().into()).await.whole().await
@@ -68,17 +73,26 @@ impl Http {
     /// When the answer is no stream of events.
     pub async fn stream(self, path: &str, body: &Value) -> Events {
         let answer = self.send("POST", path, body.to_string().into()).await;
-        let kind = answer.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
-        if !kind.starts_with("text/event-stream") {
+        if !answer.is_stream() {
             let answer = answer.whole().await;
             panic!("no stream but {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
         }
-        Events { body: answer.body, read: BytesMut::new(), connection: answer.connection }
+        answer.events()
+    }
+
+    /// Posts JSON where nobody may be there, or may go away: a stream of events, another answer, or what happened instead.
+    pub async fn try_stream(self, path: &str, body: &Value) -> Result<Result<Events, Answer>, String> {
+        let begun = self.try_send("POST", path, body.to_string().into()).await?;
+        if begun.is_stream() { Ok(Ok(begun.events())) } else { begun.try_whole().await.map(Err) }
     }
 
     async fn send(self, method: &str, path: &str, body: Bytes) -> Begun {
-        let stream = TcpStream::connect(self.0).await.unwrap_or_else(|error| panic!("failed to dial {}: {error}", self.0));
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("the API speaks HTTP");
+        self.try_send(method, path, body).await.unwrap_or_else(|error| panic!("{method} {path} at {}: {error}", self.0))
+    }
+
+    async fn try_send(self, method: &str, path: &str, body: Bytes) -> Result<Begun, String> {
+        let stream = TcpStream::connect(self.0).await.map_err(|error| format!("failed to dial: {error}"))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         let connection = tokio::spawn(async move {
             let _ = connection.await;
         });
@@ -89,9 +103,11 @@ impl Http {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .expect("tests make valid requests");
-        let answer = sender.send_request(request).await.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+        // Made here, so that whoever stops waiting for an answer closes the socket.
+        let connection = Connection(connection);
+        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let (parts, body) = answer.into_parts();
-        Begun { status: parts.status, headers: parts.headers, body, connection: Connection(connection) }
+        Ok(Begun { status: parts.status, headers: parts.headers, body, connection })
     }
 }
 
@@ -103,10 +119,23 @@ struct Begun {
 }
 
 impl Begun {
+    fn is_stream(&self) -> bool {
+        let kind = self.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        kind.is_some_and(|kind| kind.starts_with("text/event-stream"))
+    }
+
+    fn events(self) -> Events {
+        Events { body: self.body, read: BytesMut::new(), connection: self.connection }
+    }
+
     async fn whole(self) -> Answer {
-        let body = self.body.collect().await.expect("the whole answer arrives").to_bytes();
+        self.try_whole().await.expect("the whole answer arrives")
+    }
+
+    async fn try_whole(self) -> Result<Answer, String> {
+        let body = self.body.collect().await.map_err(|error| error.to_string())?.to_bytes();
         drop(self.connection);
-        Answer { status: self.status, headers: self.headers, body }
+        Ok(Answer { status: self.status, headers: self.headers, body })
     }
 }
 

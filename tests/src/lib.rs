@@ -2,15 +2,26 @@
 //!
 //! Helpers panic where a test can't go on, and say what was there instead. The suites are in `tests/`: `cluster` (one
 //! process, engines without weights), `processes` (the built binary and the embedded registry), `real_parts` (etcd,
-//! PyPI's openai client, Chromium: `./test --all` installs them).
+//! PyPI's openai client, Chromium: `./test --all` installs them), `faults` and `real_faults` (what goes wrong, and what must
+//! happen then: docs/reliability.md).
 
+pub mod clients;
 pub mod cluster;
+pub mod etcds;
 pub mod eventually;
+pub mod footprint;
+pub mod forest;
+pub mod gate;
+pub mod history;
 pub mod http;
+pub mod nemesis;
 pub mod process;
+pub mod proxy;
 pub mod query;
+pub mod random;
 pub mod real;
 
 pub use cluster::Cluster;
 pub use eventually::eventually;
+pub use forest::Forest;
 pub use process::{Banyan, Finished};

@@ -1,6 +1,7 @@
 //! The built binary as real processes: started, read, signalled, and never left behind.
 
 use std::{
+    ffi::{OsStr, OsString},
     path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -76,8 +77,23 @@ impl Banyan {
     /// # Panics
     /// When there is no binary.
     pub fn start(line: &str) -> Banyan {
-        let mut command = Command::new(binary());
-        command.args(line.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Banyan::start_by::<&str>(&[], line)
+    }
+
+    /// Starts it by another command, which becomes it, such as `ip netns exec`.
+    ///
+    /// # Panics
+    /// When there is no binary, or no such command.
+    pub fn start_by<W: AsRef<OsStr>>(wrapper: &[W], line: &str) -> Banyan {
+        let mut words: Vec<OsString> = wrapper.iter().map(|word| word.as_ref().to_owned()).collect();
+        words.push(binary().into());
+        let mut command = Command::new(&words[0]);
+        command
+            .args(&words[1..])
+            .args(line.split_whitespace())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.kill_on_drop(true);
         // The suite's own environment is no part of what is tested.
         for (name, _) in std::env::vars_os() {
@@ -187,6 +203,13 @@ impl Banyan {
         let status = self.end(PATIENCE).await;
         let text = |stream: &Mutex<String>| stream.lock().expect("no reader panics").clone();
         Finished { code: status.code().unwrap_or(-1), out: text(&self.out), err: text(&self.err) }
+    }
+
+    /// The last lines that it told, for who looks for the reason of a failure.
+    pub fn last_words(&self) -> String {
+        let told = self.err.lock().expect("no reader panics");
+        let lines: Vec<&str> = told.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     async fn end(&mut self, patience: Duration) -> ExitStatus {

@@ -19,6 +19,8 @@ pub struct Asked {
     pub tokens: Vec<u32>,
     /// The text, as far as it was read.
     pub text: String,
+    /// The tokens' log-probabilities, where they were asked for.
+    pub logprobs: Vec<v1::TokenLogprob>,
     /// Where the query was said to lie, in order; empty names are the root's lanes.
     pub places: Vec<(String, bool)>,
 }
@@ -51,13 +53,18 @@ pub async fn status(address: &str, name: &str) -> Option<v1::NodeStatus> {
     Some(client.status(v1::Target { name: name.to_owned() }).await.ok()?.into_inner())
 }
 
+/// The tree below a root, as it tells it.
+pub async fn view(address: &str) -> Option<v1::TreeView> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let mut client = InspectClient::new(endpoint.connect().await.ok()?);
+    Some(client.view(v1::Target::default()).await.ok()?.into_inner())
+}
+
 /// Asks a root to continue `prompt` with `max_tokens` tokens (0: as many as come).
 ///
 /// # Panics
 /// When the root does not take the question.
 pub async fn ask(root: &str, prompt: &str, max_tokens: u32, seed: u64) -> Asked {
-    let mut client = RootClient::new(channel(root).await);
-    let id = QueryId::new();
     let sampling = v1::Sampling { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, seed, ..v1::Sampling::default() };
     let generation = v1::Generation {
         prompt: Some(v1::generation::Prompt::Text(prompt.to_owned())),
@@ -65,16 +72,25 @@ pub async fn ask(root: &str, prompt: &str, max_tokens: u32, seed: u64) -> Asked 
         sampling: Some(sampling),
         ..v1::Generation::default()
     };
+    put(root, QueryId::new(), &generation).await
+}
+
+/// Asks a root for any generation, under an id of one's own.
+///
+/// # Panics
+/// When the root does not take the question.
+pub async fn put(root: &str, id: QueryId, generation: &v1::Generation) -> Asked {
+    let mut client = RootClient::new(channel(root).await);
     let header = v1::Header {
         id: id.to_wire(),
         owner: "tests".to_owned(),
         remaining_ms: 60_000,
-        tokens_max: max_tokens.max(64),
+        tokens_max: generation.max_tokens.max(64),
         ..v1::Header::default()
     };
     let question = v1::Question { header: Some(header), payload: generation.encode_to_vec().into() };
     let answers = client.ask(question).await.expect("the root takes questions").into_inner();
-    Asked { id, answers, tokens: Vec::new(), text: String::new(), places: Vec::new() }
+    Asked { id, answers, tokens: Vec::new(), text: String::new(), logprobs: Vec::new(), places: Vec::new() }
 }
 
 impl Asked {
@@ -113,7 +129,9 @@ impl Asked {
                 let at = tokens.position as usize;
                 assert_eq!(at, self.tokens.len(), "tokens at position {at} behind {} that were read", self.tokens.len());
                 self.tokens.extend(tokens.ids);
-                self.text.push_str(&v1::Chunk::decode(tokens.chunk).expect("a chunk").text);
+                let chunk = v1::Chunk::decode(tokens.chunk).expect("a chunk");
+                self.text.push_str(&chunk.text);
+                self.logprobs.extend(chunk.logprobs);
             }
             Kind::End(end) => {
                 let finish = v1::Finish::decode(end.finish).expect("a finish");

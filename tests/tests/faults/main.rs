@@ -1,0 +1,19 @@
+//! What goes wrong, and what must happen then, with real processes and nothing to install: docs/reliability.md has the list.
+//!
+//! Every scenario ends with the tree whole again: connected and without circles, the registry's names those of the living,
+//! gauges and queues at zero, descriptors and memory back at what they were.
+
+mod clients;
+mod deaths;
+mod every_token;
+mod links;
+mod load;
+mod names;
+
+use banyan_tests::history::{Story, check};
+
+/// That every story ended as it has to.
+fn assert_told_well(stories: &[Story]) {
+    let verdict = check(stories, std::time::Duration::from_secs(120));
+    assert!(verdict.complaints.is_empty(), "{verdict:#?}");
+}
