@@ -41,6 +41,11 @@ pub enum Seen {
 }
 
 impl Seen {
+    /// Who has the query from here on.
+    pub fn node(&self) -> Option<&str> {
+        if let Seen::Placed { node, .. } = self { Some(node) } else { None }
+    }
+
     fn is_end(&self) -> bool {
         !matches!(self, Seen::Placed { .. } | Seen::Text(_))
     }

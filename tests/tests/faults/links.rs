@@ -7,12 +7,13 @@ use banyan_tests::{
     clients::{Clients, Wish, count_to},
     eventually,
     forest::{node, root},
+    history::Story,
     proxy::Weather,
     query::{self, Ended},
 };
 use futures::future::join_all;
 
-use crate::assert_told_well;
+use crate::{ORPHANED_MAX, assert_told_well};
 
 #[tokio::test]
 async fn a_node_cut_off_from_its_parent_attaches_elsewhere_and_comes_back() {
@@ -36,7 +37,7 @@ async fn a_node_cut_off_from_its_parent_attaches_elsewhere_and_comes_back() {
         }
         forest.until("b", "it hangs below the root", |b| b.attached == "root" && b.state != "detached").await;
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(5), "{harm}: it needed {took:?}");
+        assert!(took < ORPHANED_MAX, "{harm}: it needed {took:?}");
         forest.proxy("a").clear();
         forest.until("b", "it is back", |b| b.attached == "a").await;
     }
@@ -124,5 +125,33 @@ async fn a_link_that_is_slow_and_narrow_loses_nothing() {
     }
     forest.proxy("a").clear();
     assert_told_well(&clients.finish().await);
+    forest.whole().await;
+}
+
+#[tokio::test]
+async fn a_slow_child_gets_less_and_the_log_says_why() {
+    let mut forest = Forest::new().await;
+    // Both say that they are as fast; one of them is stopped for most of the time.
+    forest.plant([node("quick", "root"), node("slow", "root")]).await;
+    let api = forest.api().await;
+    forest.remember().await;
+    let clients = Clients::start(api, 24, 12, Duration::ZERO).await;
+    let slow = forest.process("slow");
+    while clients.asked() < 150 {
+        slow.signal("STOP").await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        slow.signal("CONT").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let log = forest.banyan("node log root --last 200").await;
+    let stories = clients.finish().await;
+    let answered = |name: &str| {
+        let by = |story: &&Story| story.seen.iter().rev().find_map(|(_, seen)| seen.node()) == Some(name);
+        stories.iter().filter(by).count()
+    };
+    assert!(answered("slow") * 3 < answered("quick") * 2, "quick: {}, slow: {}", answered("quick"), answered("slow"));
+    // What it reports of its room is why.
+    assert!(log.out.contains("slow"), "{}", log.out);
+    assert_told_well(&stories);
     forest.whole().await;
 }

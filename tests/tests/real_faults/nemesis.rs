@@ -43,8 +43,8 @@ struct Play {
     cures: Vec<(Instant, Cure)>,
     done: BTreeMap<&'static str, u64>,
     skipped: u64,
-    /// Nodes that were lost, and when.
-    losses: Vec<(Instant, String)>,
+    /// Nodes that were lost, and when, by what befell them.
+    losses: BTreeMap<&'static str, Vec<(Instant, String)>>,
     log: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ impl Play {
         self.log.push(format!("{:?} {harm}", begun.elapsed()));
         *self.done.entry(harm.kind()).or_default() += 1;
         if let Some(victim) = harm.victim() {
-            self.losses.push((Instant::now(), victim.to_owned()));
+            self.losses.entry(harm.kind()).or_default().push((Instant::now(), victim.to_owned()));
         }
         let later = |time: Duration| Instant::now() + time;
         match harm {
@@ -219,7 +219,7 @@ async fn whatever_happens_every_client_gets_its_answer() {
     let clients = Clients::start(api, seed, CLIENTS, Duration::from_millis(200)).await;
     let begun = Instant::now();
     let mut play =
-        Play { forest, etcds, cures: Vec::new(), done: BTreeMap::new(), skipped: 0, losses: Vec::new(), log: Vec::new() };
+        Play { forest, etcds, cures: Vec::new(), done: BTreeMap::new(), skipped: 0, losses: BTreeMap::new(), log: Vec::new() };
     for (pause, harm) in Nemesis::new(cast, seed) {
         if begun.elapsed() + pause > time {
             break;
@@ -238,15 +238,21 @@ async fn whatever_happens_every_client_gets_its_answer() {
     play.forest.whole().await;
 
     let verdict = check(&stories, DEADLINE);
-    let waits = recoveries(&stories, &play.losses);
-    let ms = |share| percentile(&waits, share).map(|wait| wait.as_millis() as u64);
+    let recoveries: BTreeMap<&str, Value> = play
+        .losses
+        .iter()
+        .map(|(kind, losses)| {
+            let waits = recoveries(&stories, losses);
+            let ms = |share| percentile(&waits, share).map(|wait| wait.as_millis() as u64);
+            (*kind, json!({ "answers": waits.len(), "p50_ms": ms(0.5), "p99_ms": ms(0.99), "max_ms": ms(1.0) }))
+        })
+        .collect();
     let figures = json!({
         "seed": seed, "seconds": begun.elapsed().as_secs(), "clients": CLIENTS,
         "faults": play.done, "faults_injected": play.done.values().sum::<u64>(), "faults_not_possible": play.skipped,
         "queries": verdict.queries, "finished": verdict.finished, "left": verdict.left, "refused": verdict.refused,
         "lost": verdict.lost, "wrong": verdict.complaints.len(),
-        "recoveries": waits.len(), "recovery_p50_ms": ms(0.5), "recovery_p99_ms": ms(0.99), "recovery_max_ms": ms(1.0),
-        "whole_again_after_s": calm.elapsed().as_secs(),
+        "next_token_after_loss_of_the_node": recoveries, "whole_again_after_s": calm.elapsed().as_secs(),
     });
     report(&figures);
     assert!(
