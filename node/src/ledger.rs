@@ -13,7 +13,7 @@ mod tests;
 mod types;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -46,6 +46,17 @@ const SERVED_TOLD_MAX: usize = 64;
 /// A delivered token, as the ledger keeps it.
 const TOKEN_BYTES: usize = size_of::<u32>();
 
+/// What a query had to do with the loss of its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// It may be to blame, and if it was suspect before, it is.
+    Suspect,
+    /// It may be to blame, and so may other suspects.
+    OneOfSome,
+    /// Somebody else is to blame, or nobody.
+    Bystander,
+}
+
 /// Keeps the accounts of one root's reign. See the module.
 #[derive(Debug)]
 pub struct Ledger {
@@ -61,7 +72,9 @@ pub struct Ledger {
     /// Suspects that wait for their turn, the oldest first, and the one whose turn it is: when its node dies too, it alone
     /// is to blame.
     suspects: BTreeSet<(u64, QueryId)>,
-    suspect: Option<QueryId>,
+    /// Of each death the one whose turn it is: those of different deaths do not wait for each other, or the loss of a thousand
+    /// nodes at once would take as long as a thousand answers.
+    out: BTreeMap<u64, QueryId>,
     /// Queries in nodes' queues, the oldest first.
     queued: BTreeSet<(u64, QueryId)>,
     /// Recalled and not yet back: each has a room waiting for it.
@@ -86,7 +99,7 @@ impl Ledger {
             known: BTreeSet::new(),
             streams: HashMap::new(),
             suspects: BTreeSet::new(),
-            suspect: None,
+            out: BTreeMap::new(),
             queued: BTreeSet::new(),
             recalling: BTreeSet::new(),
             accepted: 0,
@@ -231,7 +244,7 @@ impl Ledger {
                             self.wait_again(now, id, Why::Refused, &mut actions);
                         }
                         Fault::Engine => {
-                            self.blame(now, id, &mut actions);
+                            self.blame(now, id, true, &mut actions);
                             self.dispatch(now, &mut actions);
                         }
                         Fault::Query => {
@@ -259,16 +272,23 @@ impl Ledger {
             Event::HolderLost { stream } => {
                 self.streams.remove(&stream);
                 let held = self.held_by(stream);
-                let guilty = self.suspect.filter(|suspect| held.contains(suspect) && self.entries[suspect].started);
+                let guilty = |id: &QueryId| self.is_out(id) && self.entries[id].started;
+                let guilty: Vec<QueryId> = held.iter().copied().filter(guilty).collect();
                 for id in held {
-                    let bystander = guilty.is_some_and(|guilty| guilty != id);
-                    self.lose(now, id, bystander, &mut actions);
+                    let part = match guilty[..] {
+                        [] => Part::Suspect,
+                        [one] if one == id => Part::Suspect,
+                        // Suspects of several deaths met there: which of them it was is told apart like the first time.
+                        _ if guilty.contains(&id) => Part::OneOfSome,
+                        _ => Part::Bystander,
+                    };
+                    self.lose(now, id, part, &mut actions);
                 }
                 self.dispatch(now, &mut actions);
             }
             Event::Vanished { id } => {
                 if self.entries.get(&id).is_some_and(|entry| entry.state == State::Sent) {
-                    self.lose(now, id, true, &mut actions);
+                    self.lose(now, id, Part::Bystander, &mut actions);
                     self.dispatch(now, &mut actions);
                 }
             }
@@ -361,7 +381,7 @@ impl Ledger {
         } else if position > next {
             // Something between was lost, which one stream can't do: this attempt can't be trusted any more.
             actions.push(Action::Cancel { stream: holder.stream, id, attempt });
-            self.lose(now, id, true, actions);
+            self.lose(now, id, Part::Bystander, actions);
             self.dispatch(now, actions);
             return;
         }
@@ -375,20 +395,33 @@ impl Ledger {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.wait(now, why);
         actions.push(entry.placed());
-        let (order, waiting, suspect) = (entry.order, entry.waiting(), entry.suspect);
+        let (order, waiting, suspect, death) = (entry.order, entry.waiting(), entry.suspect, entry.death);
         if suspect {
             self.suspects.insert((order, id));
         } else {
             self.lanes.push(waiting);
         }
-        self.suspect = self.suspect.filter(|out| *out != id);
+        self.take_in(death, id);
         self.queued.remove(&(order, id));
         self.recalling.remove(&id);
     }
 
+    /// Whether a suspect has its turn.
+    fn is_out(&self, id: &QueryId) -> bool {
+        self.entries.get(id).is_some_and(|entry| self.out.get(&entry.death) == Some(id))
+    }
+
+    /// Its turn is over.
+    fn take_in(&mut self, death: u64, id: QueryId) {
+        if self.out.get(&death) == Some(&id) {
+            self.out.remove(&death);
+        }
+    }
+
     /// A query is suspect no more: the next one has its turn.
     fn clear(&mut self, id: QueryId) {
-        self.suspect = self.suspect.filter(|out| *out != id);
+        let Some(death) = self.entries.get(&id).map(|entry| entry.death) else { return };
+        self.take_in(death, id);
         let Some(entry) = self.entries.get(&id) else { return };
         if self.suspects.remove(&(entry.order, id)) {
             self.lanes.push(entry.waiting());
@@ -397,11 +430,11 @@ impl Ledger {
 
     /// The attempt is lost: the query goes out again behind what was delivered. Blamed is only what an engine had begun, and no
     /// bystander.
-    fn lose(&mut self, now: u64, id: QueryId, bystander: bool, actions: &mut Vec<Action>) {
+    fn lose(&mut self, now: u64, id: QueryId, part: Part, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.tried(now, None, Outcome::Lost, Vec::new());
-        if entry.state == State::Running && !bystander && entry.is_guilty() {
-            self.blame(now, id, actions);
+        if entry.state == State::Running && part != Part::Bystander && entry.is_guilty() {
+            self.blame(now, id, part == Part::Suspect, actions);
         } else {
             self.wait_again(now, id, Why::Lost, actions);
         }
@@ -409,9 +442,10 @@ impl Ledger {
 
     /// An engine died or failed with the query in it: it is a suspect next, and if that happens again before it got past the
     /// point, or too often, it fails.
-    fn blame(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.blame() {
+    fn blame(&mut self, now: u64, id: QueryId, alone: bool, actions: &mut Vec<Action>) {
+        let Some(death) = self.entries.get(&id).map(|entry| entry.death) else { return };
+        self.take_in(death, id);
+        if self.entries.get_mut(&id).is_some_and(|entry| entry.blame(alone)) {
             actions.push(Action::Fail { id, failure: Failure::Poison });
             self.end(now, id, Outcome::Lost, Some("two nodes failed while they ran it"));
         } else {
@@ -426,7 +460,7 @@ impl Ledger {
         if entry.state == State::Waiting && !self.suspects.remove(&(entry.order, id)) {
             self.lanes.remove(&entry.waiting());
         }
-        self.suspect = self.suspect.filter(|out| *out != id);
+        self.take_in(entry.death, id);
         self.queued.remove(&(entry.order, id));
         self.recalling.remove(&id);
         entry.end(now, outcome, error);
@@ -475,10 +509,10 @@ impl Ledger {
                 actions.push(Action::Fail { id, failure });
                 self.end(now, id, Outcome::Expired, Some("no node serves its model"));
             }
-            State::Sent => self.lose(now, id, true, actions),
+            State::Sent => self.lose(now, id, Part::Bystander, actions),
             State::Running => {
                 entry.cancel(actions);
-                self.lose(now, id, false, actions);
+                self.lose(now, id, Part::Suspect, actions);
             }
             State::Queued | State::Ended => {}
         }

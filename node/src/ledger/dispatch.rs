@@ -27,8 +27,8 @@ impl Ledger {
         }
         // What is recalled goes to the room that is kept for it; sent into a queue meanwhile, a younger one would get there.
         let mut reserved: Vec<Arc<str>> = self.recalling.iter().map(|id| self.entries[id].model.clone()).collect();
-        let has_place = |model: &str| capacity::total(&free, model, |set| set.room | set.queue) > 0;
-        if let Some(suspect) = self.next_suspect(has_place) {
+        let has_place = |free: &[Capacity], model: &str| capacity::total(free, model, |set| set.room | set.queue) > 0;
+        while let Some(suspect) = self.next_suspect(|model| has_place(&free, model)) {
             capacity::take(&mut free, &suspect.model);
             self.send(now, &suspect, actions);
         }
@@ -57,13 +57,10 @@ impl Ledger {
         }
     }
 
-    /// The oldest suspect whose model is open, when no other is under way.
+    /// The oldest suspect whose model is open, and of whose death no other is under way.
     fn next_suspect(&self, open: impl Fn(&str) -> bool) -> Option<Waiting> {
-        if self.suspect.is_some() {
-            return None;
-        }
         let mut waiting = self.suspects.iter().map(|(_, id)| &self.entries[id]);
-        waiting.find(|entry| open(&entry.model)).map(Entry::waiting)
+        waiting.find(|entry| !self.out.contains_key(&entry.death) && open(&entry.model)).map(Entry::waiting)
     }
 
     fn oldest_to_recall(&self, free: &[Capacity]) -> Option<(u64, QueryId)> {
@@ -76,7 +73,7 @@ impl Ledger {
 
     /// Classic routing: whatever was refused or lost goes out again, oldest owner first, without a look at any room.
     pub(super) fn retry(&mut self, now: u64, most: usize, actions: &mut Vec<Action>) {
-        if let Some(suspect) = self.next_suspect(|_| true) {
+        while let Some(suspect) = self.next_suspect(|_| true) {
             self.send(now, &suspect, actions);
         }
         for _ in 0..most {
@@ -88,7 +85,7 @@ impl Ledger {
     pub(super) fn send(&mut self, now: u64, waiting: &Waiting, actions: &mut Vec<Action>) {
         let entry = self.entries.get_mut(&waiting.id).expect("a waiting query is live");
         if self.suspects.remove(&(entry.order, entry.id)) {
-            self.suspect = Some(entry.id);
+            self.out.insert(entry.death, entry.id);
         } else {
             self.lanes.serve(waiting);
         }

@@ -55,6 +55,8 @@ pub(super) struct Entry {
     unheard: u32,
     /// It has not got past the point of the last death.
     pub(super) suspect: bool,
+    /// The stream of the node that died last with it: those that died together are told apart, one after the other.
+    pub(super) death: u64,
     /// Tokens that the client had then.
     died_at: u32,
     /// The attempt and the node of the last one.
@@ -94,6 +96,7 @@ impl Entry {
             deaths: 0,
             unheard: 0,
             suspect: false,
+            death: 0,
             died_at: 0,
             blamed: None,
             recalled: false,
@@ -178,12 +181,13 @@ impl Entry {
     }
 
     /// The current holder's engine died or failed with it. True when that is once too often: a suspect has not got past the
-    /// point of the first time.
-    pub(super) fn blame(&mut self) -> bool {
-        let again = self.suspect;
+    /// point of the first time, and `alone` can be to blame.
+    pub(super) fn blame(&mut self, alone: bool) -> bool {
+        let again = self.suspect && alone;
         self.deaths += 1;
         self.suspect = true;
         self.died_at = self.tokens.len() as u32;
+        self.death = self.holder.as_ref().map_or(0, |holder| holder.stream);
         self.blamed = self.holder.as_ref().map(|holder| (self.attempt, holder.name.clone()));
         again || self.deaths > DEATHS_MAX
     }

@@ -192,6 +192,26 @@ fn suspects_go_one_at_a_time_until_each_has_got_past_the_point() {
 }
 
 #[test]
+fn suspects_of_different_deaths_do_not_wait_for_each_other_and_are_told_apart_where_they_meet() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(9, 0), Event::Asked(asked(1)), Event::Asked(asked(2))]);
+    ledger.feed(0, [held(1, 1, "a", true), progressed(1, 1, "a"), held(2, 1, "b", true), progressed(2, 1, "b")]);
+    assert_eq!(sent(&ledger.feed(1, [Event::HolderLost { stream: holder("a").stream }])), [(id(1), 2)]);
+    assert_eq!(sent(&ledger.feed(1, [Event::HolderLost { stream: holder("b").stream }])), [(id(2), 2)]);
+    // Both run on one node, and it dies as well: one of them may be innocent, so neither fails, and they go one at a time.
+    ledger.feed(2, [held(1, 2, "c", true), progressed(1, 2, "c"), held(2, 2, "c", true), progressed(2, 2, "c")]);
+    let actions = ledger.feed(3, [Event::HolderLost { stream: holder("c").stream }]);
+    assert_eq!((failure(&actions), sent(&actions)), (None, vec![(id(1), 3)]));
+    assert_eq!(ledger.waiting(), 1);
+    // The innocent gets past the point, and the other one's turn comes.
+    let actions = ledger.feed(4, [held(1, 3, "d", true), generated(1, 3, "d", 0, &[7]), generated(1, 3, "d", 1, &[7])]);
+    assert_eq!(sent(&actions), [(id(2), 3)]);
+    let lost = Event::HolderLost { stream: holder("e").stream };
+    let actions = ledger.feed(5, [held(2, 3, "e", true), progressed(2, 3, "e"), lost]);
+    assert_eq!(failure(&actions), Some(&Failure::Poison));
+}
+
+#[test]
 fn a_node_that_dies_with_a_suspect_is_nobody_elses_fault() {
     let mut ledger = ledger();
     ledger.feed(0, [room(4, 0), Event::Asked(asked(1)), held(1, 1, "a", true), progressed(1, 1, "a")]);
