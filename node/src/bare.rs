@@ -157,15 +157,25 @@ impl Bare {
         self.core.tick();
     }
 
-    /// What was told together is done; what it led to leaves. Returns when the node wants to report to its parent.
-    pub fn flush(&mut self) -> Option<Instant> {
+    /// What was told together is done; what it led to leaves. True when the node was told to leave and has nothing left to do:
+    /// its last words are said.
+    pub fn flush(&mut self) -> bool {
         self.core.flush();
-        self.core.report_at()
+        let leaves = self.core.leaves();
+        if leaves {
+            self.core.hand_over();
+        }
+        leaves
     }
 
-    /// It is time to report.
-    pub fn report(&mut self) {
-        self.core.send_report();
+    /// When it wants to be flushed, if it is told nothing before: to report to its parent, or to leave.
+    pub fn due(&self) -> Option<Instant> {
+        self.core.report_at().into_iter().chain(self.core.leave_at()).min()
+    }
+
+    /// The node is to leave; what runs then is handed over.
+    pub fn drain(&mut self, until: Instant) {
+        self.core.drain(until);
     }
 
     /// The figures as they are.

@@ -458,6 +458,11 @@ impl Core {
                 desk.accept(ask, self.now);
             }
         }
+        self.hand_over();
+    }
+
+    /// The last words: clients learn that there is no more, and what is kept goes back.
+    pub(crate) fn hand_over(&mut self) {
         if let Some(desk) = &mut self.desk {
             desk.shut_down();
         }

@@ -3,7 +3,7 @@
 //! Helpers panic where a test can't go on, and say what was there instead. The suites are in `tests/`: `cluster` (one
 //! process, engines without weights), `processes` (the built binary and the embedded registry), `real_parts` (etcd,
 //! PyPI's openai client, Chromium: `./test --all` installs them), `faults` and `real_faults` (what goes wrong, and what must
-//! happen then: docs/reliability.md).
+//! happen then: docs/reliability.md), `simulation` (ten thousand nodes under virtual time: docs/simulation.md).
 
 pub mod clients;
 pub mod cluster;
@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod query;
 pub mod random;
 pub mod real;
+pub mod simulator;
 
 pub use cluster::Cluster;
 pub use eventually::eventually;

@@ -80,7 +80,15 @@ pub async fn ask(root: &str, prompt: &str, max_tokens: u32, seed: u64) -> Asked 
 /// # Panics
 /// When the root does not take the question.
 pub async fn put(root: &str, id: QueryId, generation: &v1::Generation) -> Asked {
-    let mut client = RootClient::new(channel(root).await);
+    put_over(channel(root).await, id, generation).await
+}
+
+/// The same over a connection that is open.
+///
+/// # Panics
+/// When the root does not take the question.
+pub async fn put_over(root: Channel, id: QueryId, generation: &v1::Generation) -> Asked {
+    let mut client = RootClient::new(root);
     let header = v1::Header {
         id: id.to_wire(),
         owner: "tests".to_owned(),

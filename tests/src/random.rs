@@ -1,6 +1,6 @@
 //! Random numbers that a seed decides: the same on every machine, so that what was found once can be run again.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 /// SplitMix64 (Steele, Lea, Flood: 'Fast splittable pseudorandom number generators', 2014).
 #[derive(Clone, Debug)]
@@ -29,6 +29,42 @@ impl Random {
     /// One of several, of which there is at least one.
     pub fn one_of<'a, T>(&mut self, several: &'a [T]) -> &'a T {
         &several[self.within(0..several.len() as u64) as usize]
+    }
+
+    /// Another sequence, for a part of its own.
+    pub fn fork(&mut self) -> Random {
+        Random(self.number())
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        // The bias is bound / 2^64.
+        ((u128::from(self.number()) * bound as u128) >> 64) as usize
+    }
+
+    /// In [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.number() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// In [low, high).
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// True so often.
+    pub fn chance(&mut self, share: f64) -> bool {
+        self.unit() < share
+    }
+
+    /// Exponentially distributed with this mean: the gaps of a Poisson process.
+    pub fn exponential(&mut self, mean: f64) -> f64 {
+        -mean * (1.0 - self.unit()).ln()
+    }
+
+    /// Half to one and a half times as long, in nanoseconds.
+    pub fn jitter(&mut self, pause: Duration) -> u64 {
+        (pause.as_nanos() as f64 * self.between(0.5, 1.5)) as u64
     }
 
     /// True in one of `n` cases.

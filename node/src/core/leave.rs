@@ -36,7 +36,7 @@ enum Parting {
 
 impl Core {
     /// Begins to leave; a second wish can only bring the deadline nearer.
-    pub(super) fn drain(&mut self, until: Instant) -> v1::Draining {
+    pub(crate) fn drain(&mut self, until: Instant) -> v1::Draining {
         match &mut self.leave {
             Some(leave) => leave.until = leave.until.min(until),
             None => {
@@ -69,7 +69,7 @@ impl Core {
     }
 
     /// When there is something to do about it, if nothing happens before.
-    pub(super) fn leave_at(&self) -> Option<Instant> {
+    pub(crate) fn leave_at(&self) -> Option<Instant> {
         let leave = self.leave.as_ref()?;
         Some(match leave.parting {
             Parting::Link(_, until) => until,
@@ -80,7 +80,7 @@ impl Core {
     }
 
     /// Takes the next step. True when the node has nothing left to do here.
-    pub(super) fn leaves(&mut self) -> bool {
+    pub(crate) fn leaves(&mut self) -> bool {
         let (waits_for_children, now) = (self.waits_for_children(), self.now);
         let Some(leave) = &mut self.leave else { return false };
         match leave.parting {

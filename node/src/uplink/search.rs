@@ -21,10 +21,8 @@ pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(1);
 /// A parent without a way to the root gets that long to find one.
 pub const ROOTLESS_MAX: Duration = Duration::from_secs(5);
-/// How often a child that lives elsewhere looks whether its wanted parent is back …
+/// How often a child that lives elsewhere looks whether its wanted parent is back.
 pub const RETURN_INTERVAL: Duration = Duration::from_secs(5);
-/// … and how long that has to say so.
-pub const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Somebody to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
