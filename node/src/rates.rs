@@ -17,6 +17,8 @@ const ANSWERS: u32 = 16;
 const WINDOW_MAX_US: u64 = 60_000_000;
 /// Fewer answers say nothing about the next ones.
 const ANSWERS_MIN: u32 = 4;
+/// How long answers take is a mean over about so many, whether or not something waited.
+const SERVICE_ANSWERS: u32 = 64;
 
 /// The rates of all models. See the module.
 #[derive(Debug, Default)]
@@ -31,6 +33,15 @@ struct Rate {
     now: Sample,
     window: VecDeque<Sample>,
     sum: Sample,
+    service: Service,
+}
+
+/// From leaving the lanes to the end, of the last answers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Service {
+    us: u64,
+    tokens: u64,
+    answers: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,20 +49,23 @@ struct Sample {
     us: u64,
     tokens: u64,
     answers: u32,
-    /// From leaving the lanes to the end, of all these answers.
-    service_us: u64,
 }
 
 impl Rates {
     /// An answer ended that was charged so many tokens, so long after it left the lanes. Bounded by the models that nodes served.
     pub(crate) fn ended(&mut self, model: &Arc<str>, tokens: u32, service_us: u64) {
-        let now = match self.models.get_mut(model) {
-            Some(rate) => &mut rate.now,
-            None => &mut self.models.entry(model.clone()).or_default().now,
+        let rate = match self.models.get_mut(model) {
+            Some(rate) => rate,
+            None => self.models.entry(model.clone()).or_default(),
         };
-        now.tokens += u64::from(tokens);
-        now.answers += 1;
-        now.service_us += service_us;
+        rate.now.tokens += u64::from(tokens);
+        rate.now.answers += 1;
+        let Service { us, tokens: all, answers } = rate.service;
+        rate.service = Service { us: us + service_us, tokens: all + u64::from(tokens), answers: answers + 1 };
+        if rate.service.answers == 2 * SERVICE_ANSWERS {
+            let Service { us, tokens, answers } = rate.service;
+            rate.service = Service { us: us / 2, tokens: tokens / 2, answers: answers / 2 };
+        }
     }
 
     /// Time has passed; `waits` says for which models something waits.
@@ -67,18 +81,14 @@ impl Rates {
 
     /// Tokens a microsecond that leave the lanes; nothing before enough was seen.
     pub(crate) fn tokens_per_us(&self, model: &str) -> Option<f64> {
-        let sum = self.seen(model)?;
+        let sum = self.models.get(model).map(|rate| rate.sum).filter(|sum| sum.answers >= ANSWERS_MIN && sum.us > 0)?;
         Some(sum.tokens as f64 / sum.us as f64)
     }
 
     /// How long a query of that size takes once it has left the lanes.
     pub(crate) fn service_us(&self, model: &str, tokens: u32) -> Option<f64> {
-        let sum = self.seen(model)?;
-        Some(f64::from(tokens) * sum.service_us as f64 / sum.tokens.max(1) as f64)
-    }
-
-    fn seen(&self, model: &str) -> Option<Sample> {
-        self.models.get(model).map(|rate| rate.sum).filter(|sum| sum.answers >= ANSWERS_MIN && sum.us > 0)
+        let service = self.models.get(model)?.service;
+        (service.answers > 0).then(|| f64::from(tokens) * service.us as f64 / service.tokens.max(1) as f64)
     }
 }
 
@@ -88,7 +98,6 @@ impl Rate {
         self.sum.us += sample.us;
         self.sum.tokens += sample.tokens;
         self.sum.answers += sample.answers;
-        self.sum.service_us += sample.service_us;
         while let Some(first) = self.window.front().copied() {
             let (us, answers) = (self.sum.us - first.us, self.sum.answers - first.answers);
             let enough = us >= WINDOW_US && answers >= ANSWERS;
@@ -96,8 +105,7 @@ impl Rate {
                 return;
             }
             self.window.pop_front();
-            let service_us = self.sum.service_us - first.service_us;
-            self.sum = Sample { us, answers, service_us, tokens: self.sum.tokens - first.tokens };
+            self.sum = Sample { us, answers, tokens: self.sum.tokens - first.tokens };
         }
     }
 }

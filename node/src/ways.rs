@@ -13,14 +13,15 @@ const OVERLOADED_KEPT: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct Ways {
-    ways: HashMap<QueryId, Way>,
+    /// Boxed: the table grows to four times what is in it, since there is much coming and going.
+    ways: HashMap<QueryId, Box<Way>>,
     order: VecDeque<QueryId>,
     overloaded: VecDeque<QueryId>,
 }
 
 impl Ways {
     pub(crate) fn get(&self, id: &QueryId) -> Option<&Way> {
-        self.ways.get(id)
+        self.ways.get(id).map(Box::as_ref)
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = QueryId> {
@@ -37,12 +38,12 @@ impl Ways {
     }
 }
 
-fn keep(ways: &mut HashMap<QueryId, Way>, order: &mut VecDeque<QueryId>, most: usize, way: Way) {
+fn keep(ways: &mut HashMap<QueryId, Box<Way>>, order: &mut VecDeque<QueryId>, most: usize, way: Way) {
     if order.len() == most
         && let Some(oldest) = order.pop_front()
     {
         ways.remove(&oldest);
     }
     order.push_back(way.id);
-    ways.insert(way.id, way);
+    ways.insert(way.id, Box::new(way));
 }

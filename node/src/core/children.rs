@@ -9,6 +9,11 @@ use crate::{ledger, router, translate};
 /// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
 const SETS_MAX: usize = 256;
 
+/// More than a process has file descriptors for.
+const CHILDREN_MAX: usize = 16_384;
+/// Inspections that were sent down and not answered yet; those beyond find nobody.
+const INSPECTIONS_MAX: usize = 65_536;
+
 pub(super) struct Child {
     pub(super) link: u64,
     pub(super) address: String,
@@ -39,6 +44,9 @@ impl Core {
         }
         if self.is_leaving() {
             return Some(format!("{} is about to leave", self.name));
+        }
+        if self.children.len() >= CHILDREN_MAX && !self.children.contains_key(child) {
+            return Some(format!("{} has {CHILDREN_MAX} children: attach below one of them", self.name));
         }
         let above = self.ancestry.ancestors.iter().any(|ancestor| ancestor.name == child.as_str());
         above.then(|| format!("{child} is above {}, so attaching would close a circle", self.name))
@@ -109,6 +117,9 @@ impl Core {
         let target = input::target_of(&inspection);
         let mut waiting = Vec::new();
         for (name, child) in &self.children {
+            if self.inspections.len() >= INSPECTIONS_MAX {
+                break;
+            }
             self.inspection += 1;
             let (sender, receiver) = oneshot::channel();
             let down = v1::Inspection { number: self.inspection, target: target.clone(), kind: Some(inspection.clone()) };

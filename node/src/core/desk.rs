@@ -24,6 +24,9 @@ use crate::{
 /// A client that reads nothing for that long, with answers waiting for it, has gone or might as well have.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Nodes that deliver to one root; more want a second tree.
+const HOLDERS_MAX: usize = 65_536;
+
 /// What a client may leave unread, in bytes: more than an answer's tokens with all their alternatives.
 const UNREAD_BYTES_MAX: u64 = 8 << 20;
 /// What all may leave unread together; beyond, those who have read least are cut off.
@@ -204,6 +207,11 @@ impl Desk {
     }
 
     pub(super) fn holder_joined(&mut self, link: HolderLink) {
+        if self.holders.len() >= HOLDERS_MAX {
+            // Dropped, its stream ends.
+            tracing::warn!(node = %link.name, "more nodes deliver than a root has room for");
+            return;
+        }
         let welcome = v1::Welcome { epoch: self.ledger.epoch() };
         // Fails only when the stream has ended again, which its reader will say.
         let _ = link.to.try_send(v1::Control { kind: Some(v1::control::Kind::Welcome(welcome)) });

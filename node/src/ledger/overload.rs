@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Action, Asked, Failure, Ledger, Outcome, Overload, State, entry::Entry};
 use crate::{capacity, lanes::Waiting};
 
-/// Before anything was measured an answer is thought to take so long.
+/// Before anything was answered an answer is thought to take so long.
 const ANSWER_US: f64 = 5e6;
 /// What waits is given up only when even a tree that many times as fast would be too late: rates change, and a query that was
 /// accepted is not refused on a guess.
@@ -20,8 +20,8 @@ impl Ledger {
         let measured = self.rate(&asked.model);
         let ahead = self.lanes.ahead(waiting);
         let wait_us = measured.map_or(0.0, |rate| ahead as f64 / rate);
-        let service_us = self.rates.service_us(&asked.model, waiting.tokens).unwrap_or(0.0);
-        let time_us = asked.time_us as f64 - MARGIN * service_us;
+        let service_us = self.rates.service_us(&asked.model, waiting.tokens);
+        let time_us = asked.time_us as f64 - MARGIN * service_us.unwrap_or(0.0);
         let because = if !self.entries.is_empty() && self.live_bytes + asked.bytes > self.settings.lanes.live_bytes {
             Overload::Memory
         } else if !self.lanes.has_space(&asked.owner, waiting.tokens, asked.bytes, asked.returning) {
@@ -33,7 +33,8 @@ impl Ledger {
         };
         let tokens = f64::from(waiting.tokens);
         let slots = capacity::total(&self.room, &asked.model, |set| set.slots).max(1) as f64;
-        let rate = measured.unwrap_or(slots * tokens / ANSWER_US);
+        // While nothing has waited long enough to be measured, as many answers at once as there are slots.
+        let rate = measured.unwrap_or(slots * tokens / service_us.unwrap_or(ANSWER_US).max(1.0));
         let share = rate / self.lanes.sharers(&asked.owner, &asked.model) as f64;
         let earliest_us = match because {
             Overload::Lanes | Overload::Memory => self.lanes.excess(&asked.owner) as f64 / share,
