@@ -32,6 +32,11 @@ impl Connection {
         Ok(Connection { sender, address })
     }
 
+    /// Whether the other end has closed it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
     /// Posts JSON, and returns the whole answer; anything but 200 is an error.
     pub(crate) async fn post(&mut self, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
         whole(self.ask(Request::post(path), body).await?).await

@@ -28,8 +28,10 @@ use crate::{
 
 /// A soak's load, of what the tree can serve.
 const SOAK: f64 = 0.8;
-/// How long a soak runs before its memory is watched: pools and caches fill.
-const SETTLING: Duration = Duration::from_secs(30);
+/// The peak is measured no longer than that.
+const PEAK: Duration = Duration::from_secs(10);
+/// The part of a soak after which its memory is watched: before that what is bounded fills, some tables in large steps.
+const SETTLING: f64 = 0.5;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -158,13 +160,13 @@ async fn measure(args: &Args, address: SocketAddr) -> Result<Report, Failure> {
     let crowd = Crowd::new(address, model, args.new_tokens);
     let at_once = u32::from(args.nodes) * u32::from(args.batch) * 3 / 2;
     output::note(&format!("what the tree can serve, with {at_once} clients ..."));
-    let peak = crowd.peak(at_once, args.time).await?;
+    let peak = crowd.peak(at_once, args.time.min(PEAK)).await?;
     let mut report = Report { peak, measured: Vec::new(), memory: None };
     if let Some(minutes) = args.minutes {
         let time = Duration::from_secs(60 * u64::from(minutes));
         output::note(&format!("{:.1} queries a second for {minutes} min ...", SOAK * peak));
         let memory = Memory::of(args.pid)?;
-        let watching = tokio::spawn(memory.watch(SETTLING.min(time / 4), time));
+        let watching = tokio::spawn(memory.watch(time.mul_f64(SETTLING), time));
         let seen = crowd.load(SOAK * peak, time).await;
         report.measured.push(measured(SOAK, peak, time, &seen));
         report.memory = watching.await.map_err(anyhow::Error::new)?;

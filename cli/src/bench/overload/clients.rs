@@ -122,9 +122,14 @@ impl Crowd {
         body.to_string().into()
     }
 
+    /// A connection that nobody uses; the API closes those that nobody used for a minute.
+    fn idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        std::iter::from_fn(|| idle.pop()).find(|connection| !connection.is_closed())
+    }
+
     async fn ask(&self, body: Bytes) -> anyhow::Result<Outcome> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut connection = match idle {
+        let mut connection = match self.idle() {
             Some(connection) => connection,
             None => Connection::open(self.address).await?,
         };
