@@ -302,6 +302,30 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_failed_is_made_up_for_by_the_whole_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("registry");
+        let (mut log, mut store) = Log::open(&path, 1).unwrap();
+        put(&mut store, "before", 0);
+        log.append(&store.take_journal()).unwrap();
+        // What every write to a full disk says.
+        let good = std::mem::replace(&mut log.file, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        put(&mut store, "lost", 0);
+        let error = log.append(&store.take_journal()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(log.wants_state(), "the next write is of everything");
+        assert_eq!(read(&path, &fs::read(&path).unwrap()).unwrap().revision(), 2, "the file is as it was");
+        drop(good);
+        put(&mut store, "after", 0);
+        store.take_journal();
+        log.replace(&store.to_records()).unwrap();
+        assert!(!log.wants_state());
+        drop(log);
+        let (_log, again) = Log::open(&path, 1).unwrap();
+        assert_eq!(again.to_records(), store.to_records());
+    }
+
+    #[test]
     fn a_file_that_outgrew_its_state_wants_to_be_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (mut log, mut store) = Log::open(&folder.path().join("registry"), 1).unwrap();
