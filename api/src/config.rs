@@ -35,8 +35,11 @@ pub struct Limits {
     pub heartbeat: Duration,
     /// How long a stream waits for its first token before it answers 200. Until then a failure has a status of its own.
     pub first_token: Duration,
-    /// How long a root may be unreachable before an answer began: a restart takes about that long.
+    /// How long to wait for a tree's first root.
     pub root_retry: Duration,
+    /// How long a tree may be without its root: until a standby has taken its place, or it was started again. The lease of
+    /// one that fell silent has to end first, and takes 10 s.
+    pub failover: Duration,
     /// How long a query may take when its request does not say.
     pub deadline: Duration,
     /// How long answers may go on after [`stop`](crate::Api::stop).
@@ -56,6 +59,7 @@ impl Default for Limits {
             heartbeat: Duration::from_secs(10),
             first_token: Duration::from_secs(10),
             root_retry: Duration::from_secs(3),
+            failover: Duration::from_secs(20),
             deadline: Duration::from_secs(300),
             drain: Duration::from_secs(5),
         }

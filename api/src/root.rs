@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -46,8 +46,19 @@ pub(crate) struct Roots {
     links: Mutex<BTreeMap<NodeName, Link>>,
     /// Counts queries, for round-robin over trees.
     turn: AtomicUsize,
-    /// How long one may be unreachable.
+    /// How long to wait for the first one.
     pub(crate) retry: Duration,
+    /// How long a tree may be without one.
+    pub(crate) failover: Duration,
+}
+
+/// A root that took a question, and what it answers.
+pub(crate) struct Answering {
+    pub(crate) tree: NodeName,
+    address: String,
+    /// What was read of it already.
+    pub(crate) first: Option<v1::Answer>,
+    pub(crate) answers: Streaming<v1::Answer>,
 }
 
 /// The connection to one root. Dials when it is needed, and again when it broke.
@@ -68,7 +79,9 @@ pub(crate) enum AskError {
     Silent { address: String },
     #[error("the root at {address} can't be asked")]
     Refused { address: String, source: Status },
-    #[error("the root went away before it answered")]
+    #[error("no root has such an answer")]
+    Unknown,
+    #[error("the root went away")]
     Broken { source: Status },
 }
 
@@ -77,7 +90,7 @@ impl AskError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             AskError::NoRoot | AskError::Silent { .. } => true,
-            AskError::Address(_) => false,
+            AskError::Address(_) | AskError::Unknown => false,
             AskError::Broken { .. } => true,
             AskError::Refused { source, .. } => !matches!(
                 source.code(),
@@ -88,8 +101,18 @@ impl AskError {
 }
 
 impl Roots {
-    pub(crate) fn new(view: watch::Receiver<Arc<View>>, retry: Duration) -> Self {
-        Roots { view, links: Mutex::default(), turn: AtomicUsize::new(0), retry }
+    pub(crate) fn new(view: watch::Receiver<Arc<View>>, retry: Duration, failover: Duration) -> Self {
+        Roots { view, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
+    }
+
+    /// Tells of changes in the registry.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<View>> {
+        self.view.clone()
+    }
+
+    /// Whether another root has taken the place of the one that answers.
+    pub(crate) fn is_succeeded(&self, answering: &Answering) -> bool {
+        self.view.borrow().roots.get(&answering.tree).is_some_and(|root| root.address != answering.address)
     }
 
     /// What the registry knows now.
@@ -97,13 +120,65 @@ impl Roots {
         self.view.borrow().clone()
     }
 
-    /// Asks a root of a tree that serves the model, in turn, or of any tree: then it is the root that says which models there are.
-    pub(crate) async fn ask(&self, model: &str, question: v1::Question) -> Result<Streaming<v1::Answer>, AskError> {
-        let Link { address, channel } = self.link_for(model)?;
-        let mut client =
-            RootClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
-        match tokio::time::timeout(self.retry, client.ask(question)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+    /// The tree to ask: one that serves the model, or any, and then it is its root that says which models there are. `key` picks
+    /// always the same one; without it they take turns.
+    pub(crate) fn pick(&self, model: &str, key: Option<u64>) -> Result<NodeName, AskError> {
+        let trees = self.trees(model)?;
+        let turn = key.unwrap_or_else(|| self.turn.fetch_add(1, Ordering::Relaxed) as u64);
+        Ok(trees[(turn % trees.len() as u64) as usize].clone())
+    }
+
+    /// Asks the root of a tree.
+    pub(crate) async fn ask(&self, tree: &NodeName, question: v1::Question) -> Result<Answering, AskError> {
+        let link = self.link(tree)?;
+        self.answering(tree, link.clone(), client(link.channel).ask(question)).await
+    }
+
+    /// Attaches to an answer of which only the id is known, at whichever root has it.
+    pub(crate) async fn attach(&self, wanted: v1::AnswerRef) -> Result<Answering, AskError> {
+        let mut last = AskError::NoRoot;
+        for tree in self.trees("")? {
+            let link = self.link(&tree)?;
+            match self.answering(&tree, link.clone(), client(link.channel).attach(wanted.clone())).await {
+                Ok(mut answering) => match answering.answers.message().await {
+                    Ok(Some(first)) if !is_elsewhere(&first) => {
+                        answering.first = Some(first);
+                        return Ok(answering);
+                    }
+                    Ok(Some(_)) => last = AskError::Unknown,
+                    Ok(None) => last = AskError::Broken { source: Status::unavailable("the root is none any more") },
+                    Err(source) => last = AskError::Broken { source },
+                },
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Ends an answer for good.
+    pub(crate) async fn cancel(&self, tree: &NodeName, wanted: v1::AnswerRef) {
+        if let Ok(link) = self.link(tree) {
+            // An older root has cancelled it already, when its stream was dropped; from a dead one nobody wants an answer.
+            let _ = tokio::time::timeout(self.retry, client(link.channel).cancel(wanted)).await;
+        }
+    }
+
+    /// Ends an answer for good, whichever root has it.
+    pub(crate) async fn cancel_everywhere(&self, wanted: &v1::AnswerRef) {
+        for tree in self.trees("").unwrap_or_default() {
+            self.cancel(&tree, wanted.clone()).await;
+        }
+    }
+
+    async fn answering(
+        &self,
+        tree: &NodeName,
+        link: Link,
+        asked: impl Future<Output = Result<tonic::Response<Streaming<v1::Answer>>, Status>>,
+    ) -> Result<Answering, AskError> {
+        let address = link.address;
+        match tokio::time::timeout(self.retry, asked).await {
+            Ok(Ok(answers)) => Ok(Answering { tree: tree.clone(), address, first: None, answers: answers.into_inner() }),
             Ok(Err(source)) => Err(AskError::Refused { address, source }),
             Err(_) => Err(AskError::Silent { address }),
         }
@@ -111,7 +186,7 @@ impl Roots {
 
     /// Whether a root answers.
     pub(crate) async fn probe(&self) -> Result<(), AskError> {
-        let Link { address, channel } = self.link_for("")?;
+        let Link { address, channel } = self.link(&self.pick("", None)?)?;
         let probe = async { InspectClient::new(channel).status(v1::Target::default()).await };
         match tokio::time::timeout(PROBE, probe).await {
             Ok(Ok(_)) => Ok(()),
@@ -122,25 +197,38 @@ impl Roots {
         }
     }
 
-    fn link_for(&self, model: &str) -> Result<Link, AskError> {
+    fn trees(&self, model: &str) -> Result<Vec<NodeName>, AskError> {
         let view = self.view();
+        let links = self.update(&view)?;
+        let mut trees: Vec<&NodeName> = links.keys().filter(|tree| catalogue::serves(&view, tree, model)).collect();
+        if trees.is_empty() {
+            trees = links.keys().collect();
+        }
+        if trees.is_empty() { Err(AskError::NoRoot) } else { Ok(trees.into_iter().cloned().collect()) }
+    }
+
+    fn link(&self, tree: &NodeName) -> Result<Link, AskError> {
+        self.update(&self.view())?.get(tree).cloned().ok_or(AskError::NoRoot)
+    }
+
+    fn update(&self, view: &View) -> Result<MutexGuard<'_, BTreeMap<NodeName, Link>>, AskError> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        // A root whose key is gone keeps its link: a lost lease is no death, and it will register again.
         for (tree, root) in &view.roots {
             if links.get(tree).is_none_or(|link| link.address != root.address) {
                 links.insert(tree.clone(), Link { channel: channel(&root.address)?, address: root.address.clone() });
             }
         }
-        // A root whose key is gone keeps its link: a lost lease is no death, and it will register again.
-        let mut trees: Vec<&NodeName> = links.keys().filter(|tree| catalogue::serves(&view, tree, model)).collect();
-        if trees.is_empty() {
-            trees = links.keys().collect();
-        }
-        if trees.is_empty() {
-            return Err(AskError::NoRoot);
-        }
-        let tree = trees[self.turn.fetch_add(1, Ordering::Relaxed) % trees.len()];
-        Ok(links[tree].clone())
+        Ok(links)
     }
+}
+
+fn client(channel: Channel) -> RootClient<Channel> {
+    RootClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn is_elsewhere(answer: &v1::Answer) -> bool {
+    matches!(&answer.kind, Some(v1::answer::Kind::Failed(failed)) if failed.reason() == v1::Failure::NotFound)
 }
 
 fn channel(address: &str) -> Result<Channel, AskError> {

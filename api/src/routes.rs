@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use banyan_proto::nearest;
 use tokio::sync::Semaphore;
@@ -54,6 +54,8 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/models/{*id}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/chat/completions/{id}", delete(openai::cancel))
+        .route("/v1/completions/{id}", delete(openai::cancel))
         .route("/arranca/", post(legacy::arranca))
         .route("/arranca", post(legacy::arranca))
         .route("/livez", get(health::livez))

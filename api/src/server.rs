@@ -80,7 +80,7 @@ impl Api {
         let (stopping, ending) = (CancellationToken::new(), CancellationToken::new());
         let shared = Arc::new(Shared {
             hosts: Hosts::new(address, config.hosts),
-            roots: Arc::new(Roots::new(view, config.limits.root_retry)),
+            roots: Arc::new(Roots::new(view, config.limits.root_retry, config.limits.failover)),
             returns: Default::default(),
             bodies: Arc::new(Semaphore::new(body::permits(config.limits.bodies_bytes))),
             limits: config.limits,

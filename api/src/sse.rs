@@ -19,6 +19,14 @@ pub(crate) struct Events {
 }
 
 impl Events {
+    /// What the next event is called when a client comes back for those behind it.
+    pub(crate) fn id(&mut self, id: &str) {
+        debug_assert!(!id.contains(['\n', '\r']), "an id is one line");
+        self.buffer.put_slice(b"id: ");
+        self.buffer.put_slice(id.as_bytes());
+        self.buffer.put_slice(b"\n");
+    }
+
     /// An event with a JSON value. JSON has no line breaks of its own, so that it is one `data` line.
     pub(crate) fn json(&mut self, value: &impl Serialize) {
         self.buffer.put_slice(b"data: ");

@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_taken_name_says_when_it_is_free_at_the_latest() {
-        let holder = banyan_etcd::Root { name: "root".parse().unwrap(), address: "127.0.0.1:1".into(), epoch: 1 };
+        let holder = banyan_etcd::Root { name: "root".parse().unwrap(), address: "127.0.0.1:1".into(), epoch: 1, former: vec![] };
         let taken = banyan_etcd::RegisterError::TreeTaken { tree: "main".parse().unwrap(), holder };
         let failure = Failure::from(taken);
         assert_eq!(failure.code(), Code::Conflict);

@@ -123,6 +123,7 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Waited => "waited at the root for room",
         Reason::Recalled => "recalled from a queue: there was room elsewhere",
         Reason::Returned => "handed back by a node that left",
+        Reason::Adopted => "held since an earlier root's reign",
         Reason::Lost => "its holder was lost, or nobody said to hold it",
         Reason::Refused => "the node could not take it",
     }

@@ -9,8 +9,8 @@ use banyan_proto::NodeName;
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 
 use crate::{
-    CallError, Member, ReadError, RegisterError, Registry, Root, backoff::Backoff, member::MemberError, registry::DEPTH_MAX,
-    view::RootValue,
+    CallError, Member, ReadError, RegisterError, Registry, Role, Root, backoff::Backoff, member::MemberError,
+    registry::DEPTH_MAX, view::RootValue,
 };
 
 /// How many lost races are enough. Each means that somebody near us did register or move; with jittered waits of up to
@@ -26,6 +26,8 @@ pub(crate) enum Occasion {
     Return,
     /// A new parent, which has to be there.
     Move,
+    /// A standby takes its tree's free place.
+    Reign,
 }
 
 /// What was written.
@@ -34,6 +36,8 @@ pub(crate) struct Enrolled {
     pub(crate) member: Member,
     /// The number of a root's reign.
     pub(crate) epoch: Option<u64>,
+    /// The names of the roots before a root.
+    pub(crate) former: Vec<NodeName>,
     /// The registry's revision of the transaction.
     pub(crate) revision: i64,
 }
@@ -59,6 +63,7 @@ struct Found {
 pub(crate) async fn enrol(
     registry: &Registry,
     member: &Member,
+    former: &[NodeName],
     lease: i64,
     occasion: Occasion,
 ) -> Result<Enrolled, RegisterError> {
@@ -66,7 +71,7 @@ pub(crate) async fn enrol(
     let mut backoff = Backoff::after_races();
     let mut races = 0;
     loop {
-        match attempt(registry, member, lease, occasion).await {
+        match attempt(registry, member, former, lease, occasion).await {
             Ok(enrolled) => return Ok(enrolled),
             Err(Setback::Refused(error)) => return Err(error),
             Err(Setback::Raced) => {
@@ -95,7 +100,61 @@ pub(crate) async fn is_held(registry: &Registry, member: &Member, lease: i64) ->
     Ok(under_lease && said.as_ref() == Some(member))
 }
 
-async fn attempt(registry: &Registry, member: &Member, lease: i64, occasion: Occasion) -> Result<Enrolled, Setback> {
+/// Takes the place of a tree's root away from `root`, and its name, if both are as they were seen and `lapsed` asks for its lease
+/// to have missed a renewal. False when they are not: then it lives.
+pub(crate) async fn evict(registry: &Registry, tree: &NodeName, root: &Root, lapsed: bool) -> Result<bool, CallError> {
+    let keys = [registry.keys().root(tree), registry.keys().node(&root.name)];
+    let (_, found) = read(registry, &keys).await?;
+    let [place, node] = &found[..] else { return Ok(false) };
+    let seen = place.as_ref().filter(|place| {
+        place.create_revision.unsigned_abs() == root.epoch
+            && Root::parse(&place.value, place.create_revision).is_ok_and(|holder| holder.name == root.name)
+    });
+    let Some(seen) = seen else { return Ok(false) };
+    if lapsed && !has_lapsed(registry, seen.lease).await? {
+        return Ok(false);
+    }
+    let mut deletes = vec![TxnOp::delete(keys[0].as_str(), None)];
+    // Its own key goes along when it is of the same life.
+    if node.as_ref().is_some_and(|node| node.lease == seen.lease) {
+        deletes.push(TxnOp::delete(keys[1].as_str(), None));
+    }
+    let unchanged = vec![same(&keys[0], Some(seen)), same(&keys[1], node.as_ref())];
+    Ok(registry.call(registry.kv().txn(Txn::new().when(unchanged).and_then(deletes))).await?.succeeded())
+}
+
+/// Takes a name away from an earlier life whose lease has missed a renewal.
+pub(crate) async fn evict_member(registry: &Registry, member: &Member) -> Result<bool, CallError> {
+    let keys = [registry.keys().node(&member.name), registry.keys().root(&member.tree)];
+    let (_, found) = read(registry, &keys).await?;
+    let [node, place] = &found[..] else { return Ok(false) };
+    let is_it = |key: &&Found| Member::parse(&member.name, &key.value).is_ok_and(|found| found.incarnation == member.incarnation);
+    let Some(seen) = node.as_ref().filter(is_it) else { return Ok(false) };
+    if !has_lapsed(registry, seen.lease).await? {
+        return Ok(false);
+    }
+    let mut deletes = vec![TxnOp::delete(keys[0].as_str(), None)];
+    if place.as_ref().is_some_and(|place| place.lease == seen.lease) {
+        deletes.push(TxnOp::delete(keys[1].as_str(), None));
+    }
+    let unchanged = vec![same(&keys[0], Some(seen)), same(&keys[1], place.as_ref())];
+    Ok(registry.call(registry.kv().txn(Txn::new().when(unchanged).and_then(deletes))).await?.succeeded())
+}
+
+/// Whether nobody has renewed a lease when it was time: a third of its time to live after the last renewal.
+async fn has_lapsed(registry: &Registry, lease: i64) -> Result<bool, CallError> {
+    let left = registry.call(registry.leases().time_to_live(lease, None)).await?;
+    // Whole seconds, cut off: one more may be left.
+    Ok(left.granted_ttl() > 0 && (left.ttl() + 1) * 3 < left.granted_ttl() * 2)
+}
+
+async fn attempt(
+    registry: &Registry,
+    member: &Member,
+    former: &[NodeName],
+    lease: i64,
+    occasion: Occasion,
+) -> Result<Enrolled, Setback> {
     let own = own_keys(registry, member);
     let (revision, mut found) = read(registry, &own).await?;
     let root = if found.len() > 1 { found.pop().flatten() } else { None };
@@ -116,15 +175,15 @@ async fn attempt(registry: &Registry, member: &Member, lease: i64, occasion: Occ
     member.incarnation = match occasion {
         // The revision that was read is above those that every earlier life of the name began with.
         Occasion::Arrival => revision.unsigned_abs(),
-        Occasion::Move if node.is_some() => member.incarnation,
-        Occasion::Return | Occasion::Move => revision.unsigned_abs().max(member.incarnation + 1),
+        Occasion::Move | Occasion::Reign if node.is_some() => member.incarnation,
+        Occasion::Return | Occasion::Move | Occasion::Reign => revision.unsigned_abs().max(member.incarnation + 1),
     };
     let put = |key: &String, value: Vec<u8>| TxnOp::put(key.as_str(), value, Some(PutOptions::new().with_lease(lease)));
     let invalid = |source| Setback::Refused(RegisterError::Invalid { name: member.name.clone(), source });
     let mut puts = vec![put(&own[0], member.to_value().map_err(invalid)?)];
     if let Some(key) = own.get(1) {
         unchanged.push(same(key.as_str(), root.as_ref()));
-        let value = RootValue { name: member.name.clone(), address: member.address.clone() };
+        let value = RootValue { name: member.name.clone(), address: member.address.clone(), former: former.to_vec() };
         puts.push(put(key, serde_json::to_vec(&value).map_err(|source| invalid(source.into()))?));
     }
     if let Some(parent) = &member.parent {
@@ -145,7 +204,7 @@ async fn attempt(registry: &Registry, member: &Member, lease: i64, occasion: Occ
     let revision = response.header().map_or(0, |header| header.revision());
     // A key that was ours all along keeps its create_revision, and so the reign its number.
     let epoch = own.get(1).map(|_| root.map_or(revision, |key| key.create_revision).unsigned_abs());
-    Ok(Enrolled { member, epoch, revision })
+    Ok(Enrolled { member, epoch, former: former.to_vec(), revision })
 }
 
 /// Reads the chain from `parent` to the root: how many there are, and the compares that say that it is still so.
@@ -158,6 +217,18 @@ async fn chain(
     let refused = |error| Err(Setback::Refused(error));
     let (mut unchanged, mut names) = (Vec::new(), Vec::new());
     let mut next = Some(parent.clone());
+    if occasion != Occasion::Return {
+        // Whoever is started below a former root of the tree, which may wait for its turn now, is below the present one.
+        let keys = [registry.keys().root(&member.tree), registry.keys().node(parent)];
+        let (_, found) = read(registry, &keys).await?;
+        let [place, named] = &found[..] else { return Err(Setback::Raced) };
+        let root = place.as_ref().map(|place| Root::parse(&place.value, place.create_revision));
+        let root = root.transpose().map_err(|source| foreign(&keys[0], source.into()))?;
+        let is_node = |key: &Found| Member::parse(parent, &key.value).is_ok_and(|named| named.role == Role::Node);
+        if let Some(root) = root.filter(|root| root.is_called(parent) && !named.as_ref().is_some_and(is_node)) {
+            next = Some(root.name);
+        }
+    }
     while let Some(name) = next {
         names.push(name.clone());
         if name == member.name {
@@ -190,7 +261,7 @@ async fn chain(
 /// The keys that hold `member`: its own, and for a root its tree's.
 fn own_keys(registry: &Registry, member: &Member) -> Vec<String> {
     let mut keys = vec![registry.keys().node(&member.name)];
-    if member.parent.is_none() {
+    if member.role == Role::Root {
         keys.push(registry.keys().root(&member.tree));
     }
     keys

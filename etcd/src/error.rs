@@ -89,8 +89,8 @@ pub enum RegisterError {
     },
     /// The tree has a root.
     #[error(
-        "the tree {tree} has a root, {} at {}: give this node a parent with --parent, or another tree with --tree; \
-         if that root has died, its place is free again once its lease ends",
+        "the tree {tree} has a root, {} at {}: give this node a parent with --parent, let it wait for its turn with --standby, \
+         or give it another tree with --tree; if that root has died, its place is free again once its lease ends",
         .holder.name, .holder.address
     )]
     TreeTaken {
@@ -172,6 +172,18 @@ pub enum MoveError {
     /// The registration has ended.
     #[error("{0} has left the registry")]
     Left(NodeName),
+}
+
+/// Why [`Registration::reign`](crate::Registration::reign) failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReignError {
+    /// As for registering: another root was faster, or nobody answers.
+    #[error(transparent)]
+    Refused(RegisterError),
+    /// The registration has ended.
+    #[error("it has left the registry")]
+    Left,
 }
 
 impl From<etcd_client::Error> for CallError {

@@ -13,17 +13,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    MoveError, RegisterError, Registry, View,
+    MoveError, RegisterError, Registry, Role, View,
     backoff::Backoff,
     enrol::{self, Enrolled, Occasion},
     lease::{Lease, Renewal},
 };
 
-/// A wish for another parent.
+/// What the holder of a registration may wish for.
 #[derive(Debug)]
-pub(crate) struct Move {
-    pub(crate) parent: NodeName,
-    pub(crate) reply: oneshot::Sender<Result<(), MoveError>>,
+pub(crate) enum Wish {
+    /// Another parent.
+    Move { parent: NodeName, reply: oneshot::Sender<Result<(), MoveError>> },
+    /// The free place of its tree's root.
+    Reign { former: Vec<NodeName>, reply: oneshot::Sender<Result<u64, RegisterError>> },
 }
 
 pub(crate) struct Keeper {
@@ -33,7 +35,7 @@ pub(crate) struct Keeper {
     renewed: Instant,
     entry: watch::Sender<Enrolled>,
     registered: watch::Sender<bool>,
-    moves: mpsc::Receiver<Move>,
+    wishes: mpsc::Receiver<Wish>,
     backoff: Backoff,
     next: Instant,
     /// Whether the last return was refused: said once, not at every try.
@@ -46,11 +48,11 @@ impl Keeper {
         lease: Lease,
         entry: watch::Sender<Enrolled>,
         registered: watch::Sender<bool>,
-        moves: mpsc::Receiver<Move>,
+        wishes: mpsc::Receiver<Wish>,
     ) -> Self {
         let next = Instant::now() + lease.ttl() / 3;
         let (renewed, backoff) = (Instant::now(), Backoff::while_unavailable());
-        Keeper { registry, lease: Some(lease), renewed, entry, registered, moves, backoff, next, refused: false }
+        Keeper { registry, lease: Some(lease), renewed, entry, registered, wishes, backoff, next, refused: false }
     }
 
     /// Keeps the registration until `leave`, then gives it back.
@@ -67,11 +69,11 @@ impl Keeper {
         loop {
             let entry = self.entry.borrow().clone();
             tokio::select! {
-                Some(wish) = self.moves.recv() => {
-                    let moved = self.change_parent(wish.parent).await;
+                Some(wish) = self.wishes.recv() => match wish {
                     // Whoever asked may have gone.
-                    let _ = wish.reply.send(moved);
-                }
+                    Wish::Move { parent, reply } => _ = reply.send(self.change_parent(parent).await),
+                    Wish::Reign { former, reply } => _ = reply.send(self.reign(&former).await),
+                },
                 () = tokio::time::sleep_until(self.next) => self.tend().await,
                 // The next renewal would notice too; this is sooner.
                 () = vanished(&mut view, &entry), if *self.registered.borrow() => self.tend().await,
@@ -129,9 +131,17 @@ impl Keeper {
         };
         let (ttl, id) = (lease.ttl(), lease.id());
         self.lease = Some(lease);
-        let member = self.entry.borrow().member.clone();
-        let enrolled = match enrol::enrol(&self.registry, &member, id, Occasion::Return).await {
+        let Enrolled { member, former, .. } = self.entry.borrow().clone();
+        let enrolled = match enrol::enrol(&self.registry, &member, &former, id, Occasion::Return).await {
             Ok(enrolled) => enrolled,
+            Err(RegisterError::TreeTaken { tree, holder }) => {
+                // Its reign is over: from now on it waits for its turn.
+                warn!(name = %member.name, %tree, root = %holder.name, "another root has taken its place");
+                self.entry.send_modify(|entry| {
+                    (entry.member.role, entry.epoch, entry.former) = (Role::Standby, None, Vec::new());
+                });
+                return Ok(Duration::ZERO);
+            }
             Err(error) => {
                 let refused = !matches!(error, RegisterError::Unavailable { .. });
                 if refused && !self.refused {
@@ -158,10 +168,27 @@ impl Keeper {
             return Err(MoveError::Unregistered(member.name));
         };
         member.parent = Some(parent);
-        let enrolled = enrol::enrol(&self.registry, &member, lease.id(), Occasion::Move).await?;
+        let enrolled = enrol::enrol(&self.registry, &member, &[], lease.id(), Occasion::Move).await?;
         info!(name = %member.name, parent = ?enrolled.member.parent, "moved");
         self.entry.send_replace(enrolled);
         Ok(())
+    }
+
+    async fn reign(&mut self, former: &[NodeName]) -> Result<u64, RegisterError> {
+        let mut member = self.entry.borrow().member.clone();
+        member.role = Role::Root;
+        let lease = match self.lease.take() {
+            Some(lease) => lease,
+            None => Lease::grant(&self.registry).await.map_err(|error| self.registry.unavailable(error))?,
+        };
+        let id = lease.id();
+        self.lease = Some(lease);
+        let enrolled = enrol::enrol(&self.registry, &member, former, id, Occasion::Reign).await?;
+        let epoch = enrolled.epoch.unwrap_or_default();
+        info!(name = %member.name, epoch, "took the place of the tree's root");
+        self.entry.send_replace(enrolled);
+        self.tell(true);
+        Ok(epoch)
     }
 
     fn tell(&self, registered: bool) {

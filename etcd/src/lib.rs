@@ -16,7 +16,7 @@ mod registry;
 mod view;
 mod watcher;
 
-pub use error::{CallError, ConnectError, MoveError, ReadError, RegisterError};
+pub use error::{CallError, ConnectError, MoveError, ReadError, RegisterError, ReignError};
 pub use member::{Member, MemberError, Model, Role};
 pub use registration::Registration;
 pub use registry::{Config, Registry};

@@ -32,6 +32,8 @@ pub struct Model {
 pub enum Role {
     /// The one node without a parent: it takes queries and never infers.
     Root,
+    /// A root in waiting: takes its tree's place when that is free.
+    Standby,
     /// Every other node.
     Node,
 }
@@ -115,7 +117,7 @@ impl Member {
     }
 
     fn check(&self) -> Result<(), MemberError> {
-        if (self.role == Role::Root) == self.parent.is_none() { Ok(()) } else { Err(MemberError::Role(self.name.clone())) }
+        if (self.role != Role::Node) == self.parent.is_none() { Ok(()) } else { Err(MemberError::Role(self.name.clone())) }
     }
 }
 

@@ -8,14 +8,14 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    Member, MoveError, Registry,
+    Member, MoveError, Registry, ReignError,
     enrol::Enrolled,
-    keeper::{Keeper, Move},
+    keeper::{Keeper, Wish},
     lease::Lease,
 };
 
-/// Moves that wait for the one before: they are made by people.
-const MOVES_WAITING: usize = 4;
+/// Wishes that wait for the one before: they are made by people, or once in a reign.
+const WISHES_WAITING: usize = 4;
 
 /// A name that is held for as long as this lives. A lost lease is had again, under a new incarnation; nothing ends a
 /// registration but [`Registration::leave`] and dropping it (which leaves in the background).
@@ -23,20 +23,20 @@ const MOVES_WAITING: usize = 4;
 pub struct Registration {
     entry: watch::Receiver<Enrolled>,
     registered: watch::Receiver<bool>,
-    moves: mpsc::Sender<Move>,
+    wishes: mpsc::Sender<Wish>,
     leave: DropGuard,
     keeper: JoinHandle<()>,
 }
 
 impl Registration {
     pub(crate) fn start(registry: Registry, lease: Lease, enrolled: Enrolled) -> Registration {
-        let (moves, requests) = mpsc::channel(MOVES_WAITING);
+        let (wishes, requests) = mpsc::channel(WISHES_WAITING);
         let (entry_sender, entry) = watch::channel(enrolled);
         let (registered_sender, registered) = watch::channel(true);
         let leaving = CancellationToken::new();
         let keeper = Keeper::new(registry.clone(), lease, entry_sender, registered_sender, requests);
         let keeper = registry.runtime().spawn(keeper.run(leaving.clone()));
-        Registration { entry, registered, moves, leave: leaving.drop_guard(), keeper }
+        Registration { entry, registered, wishes, leave: leaving.drop_guard(), keeper }
     }
 
     /// The member as it was registered last, with its parent and incarnation.
@@ -59,8 +59,33 @@ impl Registration {
     pub async fn move_to(&self, parent: NodeName) -> Result<(), MoveError> {
         let (reply, answer) = oneshot::channel();
         let left = || MoveError::Left(self.entry.borrow().member.name.clone());
-        self.moves.send(Move { parent, reply }).await.map_err(|_| left())?;
+        self.wishes.send(Wish::Move { parent, reply }).await.map_err(|_| left())?;
         answer.await.map_err(|_| left())?
+    }
+
+    /// Takes the free place of the tree's root, in one transaction; `former` are the names of the roots before. Gives back the
+    /// number of the reign.
+    ///
+    /// # Errors
+    /// When another one was faster, or the registry does not answer.
+    pub async fn reign(&self, former: Vec<NodeName>) -> Result<u64, ReignError> {
+        let (reply, answer) = oneshot::channel();
+        self.wishes.send(Wish::Reign { former, reply }).await.map_err(|_| ReignError::Left)?;
+        answer.await.map_err(|_| ReignError::Left)?.map_err(ReignError::Refused)
+    }
+
+    /// Waits until the number of a root's reign is another one than `known`: its key was lost and taken again, or (None)
+    /// another root has taken its place.
+    pub fn epoch_other_than(&self, known: Option<u64>) -> impl Future<Output = Option<u64>> + Send + 'static + use<> {
+        let mut entry = self.entry.clone();
+        async move {
+            let changed = entry.wait_for(|entry| entry.epoch != known).await.map(|entry| entry.epoch);
+            match changed {
+                Ok(epoch) => epoch,
+                // The registration has ended, and with it all changes.
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     /// Gives the name back, and waits until that is done or the time-out is over (then the lease ends by itself).

@@ -18,7 +18,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    CallError, ConnectError, Member, ReadError, RegisterError, Registration, View,
+    CallError, ConnectError, Member, ReadError, RegisterError, Registration, Root, View,
     backoff::Backoff,
     enrol::{self, Occasion},
     keys::Keys,
@@ -135,8 +135,19 @@ impl Registry {
         }
         let lease = self.patiently(|| Lease::grant(self)).await;
         let lease = lease.map_err(|source| self.unavailable(source))?;
-        let enrolled = enrol::enrol(self, &member, lease.id(), Occasion::Arrival).await?;
+        let enrolled = enrol::enrol(self, &member, &[], lease.id(), Occasion::Arrival).await?;
         Ok(Registration::start(self.clone(), lease, enrolled))
+    }
+
+    /// Takes the place of a tree's root away from one that is dead, if nothing of it has changed since it was seen. With
+    /// `lapsed`, only if it has let a renewal of its lease pass as well. False when nothing was taken.
+    pub async fn evict_root(&self, tree: &NodeName, root: &Root, lapsed: bool) -> Result<bool, ReadError> {
+        enrol::evict(self, tree, root, lapsed).await.map_err(|source| self.unreadable(source))
+    }
+
+    /// Takes a name away from a life that has let a renewal of its lease pass. False when it has not.
+    pub async fn evict_lapsed(&self, member: &Member) -> Result<bool, ReadError> {
+        enrol::evict_member(self, member).await.map_err(|source| self.unreadable(source))
     }
 
     /// Everyone registered, by name.

@@ -12,6 +12,9 @@ use crate::{
     member::VALUE_BYTES_MAX,
 };
 
+/// More roots than any tree changes between.
+const FORMER_MAX: usize = 16;
+
 /// The cluster, as last heard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
@@ -34,6 +37,8 @@ pub struct Root {
     pub address: String,
     /// The number of its reign: the `create_revision` of `roots/<tree>`.
     pub epoch: u64,
+    /// The names of the tree's roots before it: whoever was started below one of them is below this one.
+    pub former: Vec<NodeName>,
 }
 
 /// What is written under `roots/<tree>`.
@@ -41,6 +46,8 @@ pub struct Root {
 pub(crate) struct RootValue {
     pub(crate) name: NodeName,
     pub(crate) address: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former: Vec<NodeName>,
 }
 
 /// A key and its value, as the registry told it.
@@ -55,8 +62,24 @@ impl Root {
         if value.len() > VALUE_BYTES_MAX {
             return Err(<serde_json::Error as serde::de::Error>::custom("the value is too long"));
         }
-        let RootValue { name, address } = serde_json::from_slice(value)?;
-        Ok(Root { name, address, epoch: create_revision.unsigned_abs() })
+        let RootValue { name, address, former } = serde_json::from_slice(value)?;
+        Ok(Root { name, address, epoch: create_revision.unsigned_abs(), former })
+    }
+
+    /// The names that the next root of the tree remembers.
+    pub fn former_of(&self, next: &NodeName) -> Vec<NodeName> {
+        let known = self.former.iter().chain([&self.name]).filter(|name| *name != next);
+        let mut former: Vec<NodeName> = Vec::new();
+        for name in known {
+            former.retain(|other| other != name);
+            former.push(name.clone());
+        }
+        former.split_off(former.len().saturating_sub(FORMER_MAX))
+    }
+
+    /// Whether a node that wants to be below `name` wants to be below this root.
+    pub fn is_called(&self, name: &NodeName) -> bool {
+        self.name == *name || self.former.contains(name)
     }
 }
 
@@ -74,6 +97,11 @@ impl View {
             level = next;
         }
         self.members.len()
+    }
+
+    /// Whether somebody of that name can be a parent: a node, or a root that stands for it.
+    pub fn is_there(&self, parent: &NodeName, tree: &NodeName) -> bool {
+        self.members.contains_key(parent) || self.roots.get(tree).is_some_and(|root| root.is_called(parent))
     }
 
     /// Takes in a key and its value. What is not ours is left out, with a warning: one bad key must not hide the others.
@@ -134,11 +162,18 @@ mod tests {
         put(&mut view, "/banyan/c/nodes/root", &root.to_value().unwrap(), 4);
         put(&mut view, "/banyan/c/roots/main", br#"{"name":"root","address":"x:1"}"#, 5);
         assert_eq!(view.members[&name("root")], root);
-        assert_eq!(view.roots[&name("main")], Root { name: name("root"), address: "x:1".into(), epoch: 5 });
+        assert_eq!(view.roots[&name("main")], Root { name: name("root"), address: "x:1".into(), epoch: 5, former: vec![] });
         view.delete(&keys, b"/banyan/c/nodes/root");
         view.delete(&keys, b"/banyan/c/roots/main");
         view.delete(&keys, b"/banyan/c/else/main");
         assert_eq!(view, View::default());
+    }
+
+    #[test]
+    fn a_tree_remembers_its_former_roots() {
+        let root = Root { name: name("b"), address: "x:1".into(), epoch: 5, former: vec![name("c"), name("a")] };
+        assert_eq!(root.former_of(&name("c")), [name("a"), name("b")]);
+        assert!(["a", "b", "c"].iter().all(|called| root.is_called(&name(called))) && !root.is_called(&name("d")));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Bare {
     /// At the root: a client asks; answers go to `to`. `serial` tells the asks of one id apart, and `read` counts the answers
     /// that were read.
     pub fn ask(&mut self, question: v1::Question, serial: u64, to: mpsc::UnboundedSender<v1::Answer>, read: Arc<AtomicU64>) {
-        self.core.input(Input::Ask(Ask { question, serial, to, read, _memory: None }));
+        self.core.input(Input::Ask(Box::new(Ask { question, serial, to, read, _memory: None })));
     }
 
     /// At the root: a client went away.

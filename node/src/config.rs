@@ -16,6 +16,8 @@ pub struct Config {
     pub tree: NodeName,
     /// The wanted parent; `None` makes the node a root.
     pub parent: Option<NodeName>,
+    /// A root in waiting: takes its tree's place when that is free, and waits again when another one has it.
+    pub standby: bool,
     /// Where others reach the node; by default the listener's own address.
     pub advertise: Option<String>,
     /// How a busy node picks a child.
@@ -39,6 +41,7 @@ impl Config {
             name,
             tree: "main".parse().expect("a valid name"),
             parent: None,
+            standby: false,
             advertise: None,
             routing: Routing::default(),
             busy_at: None,
@@ -47,6 +50,11 @@ impl Config {
             lanes: LaneLimits::default(),
             recording: None,
         }
+    }
+
+    /// A root in waiting of the tree `main`.
+    pub fn standby(name: NodeName) -> Self {
+        Config { standby: true, ..Config::root(name) }
     }
 
     /// A node below `parent`.

@@ -1,12 +1,14 @@
 //! The node's one task: it owns router, ledger and engine, is told what happens by links and services, and does what
 //! the pure parts decide. It never waits for a peer: whoever can't keep up with a bounded channel loses its link.
 
+mod answers;
 mod children;
 mod desk;
 mod input;
 mod leave;
 mod parcel;
 mod parent;
+mod reign;
 mod work;
 
 use std::{
@@ -19,19 +21,21 @@ use std::{
 };
 
 use banyan_engine as engine;
-use banyan_proto::{NodeName, QueryId, v1};
+use banyan_proto::{Attempt, NodeName, QueryId, v1};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::input::{AnswerStream, Ask, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound};
+pub(crate) use self::input::{
+    AnswerStream, Ask, Attach, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound,
+};
 use self::{children::Child, desk::Desk, leave::Leave, parcel::Parcel, parent::Uplink, work::Work};
 use crate::{
     bare::Gauges,
     capacity,
-    config::Config,
+    config::{Config, LaneLimits},
     journal::{Fact, Journal},
     ledger,
     recording::{Record, Recording},
@@ -45,6 +49,8 @@ const INBOX: usize = 4096;
 const BATCH: usize = 256;
 /// The ledger's time-outs are seconds; a tenth is fine enough.
 pub const TICK: Duration = Duration::from_millis(100);
+/// What a node keeps for a root that comes next is nobody's after that long: APIs have given up by then.
+const ROOTLESS_PATIENCE: Duration = Duration::from_secs(30);
 /// Messages to one peer that wait for its stream; a peer that is further behind than that is gone for all we know.
 pub(crate) const OUTBOX: usize = 8192;
 
@@ -68,8 +74,13 @@ pub(crate) struct Core {
     recording: Option<Recording>,
     journal: Journal,
     engine: Option<Work>,
-    /// Roots only.
+    /// While the node is its tree's root.
     desk: Option<Desk>,
+    /// What its desk is made with.
+    eager: bool,
+    lanes: LaneLimits,
+    /// Since when the node has no way to the root.
+    rootless_since: Option<Instant>,
     children: BTreeMap<NodeName, Child>,
     uplink: Option<Uplink>,
     ancestry: v1::Ancestry,
@@ -116,10 +127,8 @@ impl Core {
             routing: config.routing,
             engine: engine.as_ref().map(|engine| engine_settings(config, engine.info())),
         };
-        let desk = epoch.map(|epoch| {
-            let eager = config.routing == crate::Routing::Classic;
-            Desk::new(ledger::Settings { epoch, eager, lanes: config.lanes })
-        });
+        let eager = config.routing == crate::Routing::Classic;
+        let desk = epoch.map(|epoch| Desk::new(ledger::Settings { epoch, eager, lanes: config.lanes }));
         if let Some(recording) = &config.recording {
             recording.push(Record::RouterStarted { settings: settings.clone() });
             if let Some(desk) = &desk {
@@ -135,6 +144,9 @@ impl Core {
             journal,
             engine: engine.map(Work::new),
             desk,
+            eager,
+            lanes: config.lanes,
+            rootless_since: None,
             children: BTreeMap::new(),
             uplink: None,
             ancestry: v1::Ancestry { ancestors: Vec::new(), epoch: epoch.unwrap_or(0) },
@@ -168,7 +180,7 @@ impl Core {
                 step = steps.recv() => Woken::Step(step),
                 Some((id, serial)) = left.recv() => Woken::ClientLeft(id, serial),
                 () = killed.cancelled() => return,
-                _ = tick.tick(), if self.desk.is_some() => Woken::Tick,
+                _ = tick.tick(), if self.desk.is_some() || self.rootless_since.is_some() => Woken::Tick,
                 () = sleep_until(report_at.unwrap_or_else(Instant::now)), if report_at.is_some() => Woken::Report,
                 () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => Woken::Leave,
             };
@@ -232,7 +244,11 @@ impl Core {
             Input::RootConnected { to } => self.root_connected(to),
             Input::RootLost => self.root_lost(),
             Input::Control(control) => self.control(control),
-            Input::Ask(ask) => self.ask(ask),
+            Input::Ask(ask) => self.ask(*ask),
+            Input::Attach(attach) => self.attach_reader(attach),
+            Input::CancelAnswer { id, owner } => self.cancel_answer(id, &owner),
+            Input::Reign { epoch } => self.reign(epoch),
+            Input::StepDown => self.step_down(),
             Input::HolderJoined(link) => self.holder_joined(link),
             Input::HolderGone { stream } => self.holder_gone(stream),
             Input::Frame { stream, frame } => self.frame(stream, frame),
@@ -323,7 +339,7 @@ impl Core {
                 let avoid = desk.avoid(&ticket.id, *why);
                 self.route_with(router::Event::Arrived(router::Ticket { avoid, ..ticket.clone() }), query);
             } else {
-                desk.act(action, &mut at_hand);
+                desk.act(action, &mut at_hand, self.now);
             }
         }
         self.journal.push(Fact::Ledger(event, actions));
@@ -335,8 +351,13 @@ impl Core {
     }
 
     pub(crate) fn tick(&mut self) {
+        if self.rootless_since.is_some_and(|since| self.now - since >= ROOTLESS_PATIENCE) {
+            self.rootless_since = None;
+            self.let_go();
+        }
         self.ledger(ledger::Event::Tick, None);
         let Some(desk) = &mut self.desk else { return };
+        desk.expire(self.now);
         // What was refused for wrong numbers goes by the present ones.
         desk.room_changed = true;
         if let Some(note) = desk.note_overload(self.now) {
@@ -349,11 +370,11 @@ impl Core {
         }
     }
 
-    /// `serial` tells the asks of one id apart: only the one that is being answered counts.
+    /// `serial` tells the readers of one answer apart.
     pub(crate) fn client_left(&mut self, id: QueryId, serial: u64) {
         let Some(desk) = &mut self.desk else { return };
-        if desk.forget(&id, serial) {
-            self.ledger(ledger::Event::ClientLeft { id }, None);
+        if let Some(event) = desk.forget(id, serial) {
+            self.ledger(event, None);
         }
     }
 
@@ -369,57 +390,52 @@ impl Core {
     fn root_connected(&mut self, to: mpsc::Sender<v1::Delivery>) {
         let Some(work) = &mut self.engine else { return };
         work.connected(to);
+        self.rootless_since = None;
         self.route(router::Event::Connected(true));
     }
 
     fn root_lost(&mut self) {
         let Some(work) = &mut self.engine else { return };
         work.disconnected();
+        self.rootless_since.get_or_insert(self.now);
         self.route(router::Event::Connected(false));
     }
 
+    /// Nobody will ask for what is kept.
+    fn let_go(&mut self) {
+        let kept = self.engine.as_ref().map(Work::attempts).unwrap_or_default();
+        for (id, attempt) in kept {
+            self.cancelled(id, attempt);
+        }
+    }
+
+    fn cancelled(&mut self, id: QueryId, attempt: Attempt) {
+        if let Some(work) = &mut self.engine {
+            work.forget_ended(id, attempt);
+        }
+        self.route(router::Event::Cancelled { id, attempt });
+    }
+
     fn control(&mut self, control: v1::Control) {
-        let event = match &control.kind {
-            Some(v1::control::Kind::Cancel(query)) => {
-                translate::read_reference(query).map(|(id, attempt)| router::Event::Cancelled { id, attempt })
+        use v1::control::Kind;
+        match &control.kind {
+            Some(Kind::Cancel(query)) => {
+                if let Some((id, attempt)) = translate::read_reference(query) {
+                    self.cancelled(id, attempt);
+                }
             }
-            Some(v1::control::Kind::Recall(query)) => {
-                translate::read_reference(query).map(|(id, attempt)| router::Event::Recalled { id, attempt })
+            Some(Kind::Recall(query)) => {
+                if let Some((id, attempt)) = translate::read_reference(query) {
+                    self.route(router::Event::Recalled { id, attempt });
+                }
             }
-            Some(v1::control::Kind::Welcome(_)) | None => None,
-        };
-        if let Some(event) = event {
-            self.route(event);
-        }
-    }
-
-    // ---- The root's desk
-
-    fn ask(&mut self, ask: Ask) {
-        let Some(desk) = &mut self.desk else { return };
-        if let Some(asked) = desk.accept(ask, self.now) {
-            self.ledger(ledger::Event::Asked(asked), None);
-        }
-    }
-
-    fn holder_joined(&mut self, link: HolderLink) {
-        let Some(desk) = &mut self.desk else { return };
-        desk.holder_joined(link);
-    }
-
-    fn holder_gone(&mut self, stream: u64) {
-        let Some(desk) = &mut self.desk else { return };
-        if desk.holder_gone(stream) {
-            self.ledger(ledger::Event::HolderLost { stream }, None);
-        }
-    }
-
-    fn frame(&mut self, stream: u64, frame: v1::Frame) {
-        for part in frame.parts {
-            let Some(desk) = &mut self.desk else { return };
-            if let Some((event, kind)) = desk.read(stream, part) {
-                self.ledger(event, kind);
+            Some(Kind::Resume(resume)) => {
+                let query = resume.query.as_ref().and_then(translate::read_reference);
+                if let (Some((id, attempt)), Some(work)) = (query, &mut self.engine) {
+                    work.resume(id, attempt, resume.position);
+                }
             }
+            Some(Kind::Welcome(_)) | None => {}
         }
     }
 
@@ -455,7 +471,7 @@ impl Core {
         while let Ok(input) = inputs.try_recv() {
             if let (Input::Ask(ask), Some(desk)) = (input, &mut self.desk) {
                 // Never accepted, so nothing is owed but a word.
-                desk.accept(ask, self.now);
+                desk.accept(*ask, 0, self.now);
             }
         }
         self.hand_over();

@@ -45,7 +45,16 @@ impl Deliver {
                 }
                 continue;
             };
-            match self.connect(&root).await {
+            // Whoever takes the place of a silent root need not wait until that one's time is over.
+            let mut news = self.root.clone();
+            let connected = tokio::select! {
+                connected = self.connect(&root) => connected,
+                changed = news.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
+            match connected {
                 Ok((to, controls)) => {
                     told = false;
                     if self.core.tell(Input::RootConnected { to }).await.is_err() || self.serve(&root, controls).await {

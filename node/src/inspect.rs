@@ -216,6 +216,7 @@ impl Inspector {
         let facts = &self.facts;
         let state = match () {
             () if now.draining => "draining",
+            () if facts.root && now.epoch == 0 => "standby",
             () if facts.root => "ready",
             () if !now.connected || !now.rooted => "detached",
             () if now.has_room => "ready",
@@ -228,7 +229,12 @@ impl Inspector {
             address: facts.address.clone(),
             parent,
             attached: now.attached.unwrap_or_default(),
-            role: if facts.root { "root" } else { "node" }.to_owned(),
+            role: match facts.root {
+                true if now.epoch == 0 => "standby",
+                true => "root",
+                false => "node",
+            }
+            .to_owned(),
             state: state.to_owned(),
             incarnation: facts.incarnation,
             version: VERSION.to_owned(),

@@ -98,7 +98,7 @@ impl Fact {
             }
             Fact::Router(..) | Fact::Note(_) => true,
             Fact::Ledger(event, actions) => match event {
-                ledger::Event::Asked(_) => actions.iter().any(|action| match action {
+                ledger::Event::Asked(_) | ledger::Event::AskedAgain { .. } => actions.iter().any(|action| match action {
                     // There may be thousands a second; they are noted together.
                     ledger::Action::Fail { failure: ledger::Failure::Overloaded { .. }, .. } => false,
                     ledger::Action::Fail { .. } | ledger::Action::Placed { .. } => true,
@@ -106,6 +106,8 @@ impl Fact {
                 }),
                 ledger::Event::Refused { .. } | ledger::Event::Returned { .. } | ledger::Event::HolderLost { .. } => true,
                 ledger::Event::Vanished { .. } => !actions.is_empty(),
+                ledger::Event::Reigned { .. } | ledger::Event::Claimed { .. } => true,
+                ledger::Event::Detached { .. } | ledger::Event::Attached { .. } => true,
                 ledger::Event::ClientLeft { .. } => !actions.is_empty(),
                 ledger::Event::Tick | ledger::Event::Room(_) | ledger::Event::Held { .. } => actions.iter().any(|action| {
                     matches!(action, ledger::Action::Fail { .. } | ledger::Action::Recall { .. } | ledger::Action::Cancel { .. })
@@ -183,6 +185,11 @@ fn ledger_event(event: &ledger::Event) -> String {
     use ledger::Event;
     match event {
         Event::Asked(asked) => format!("query {} asked", asked.id),
+        Event::AskedAgain { asked, delivered } => format!("query {} asked again behind {} tokens", asked.id, delivered.len()),
+        Event::Reigned { epoch } => format!("the reign's number is {epoch} now"),
+        Event::Claimed { id, holder, .. } => format!("query {id} has been held by {}", holder.name),
+        Event::Detached { id } => format!("query {id} has lost its reader"),
+        Event::Attached { id } => format!("query {id} has a reader again"),
         Event::Room(_) => "room changed".to_owned(),
         Event::Tick => "time passed".to_owned(),
         Event::Held { id, holder, running: true, .. } => format!("query {id} runs on {}", holder.name),
@@ -216,11 +223,13 @@ fn ledger_action(action: &ledger::Action) -> Option<String> {
             Failure::Unserved => format!("fail {id}, the nodes of its model are away"),
             Failure::Deadline => format!("fail {id}, its deadline passed"),
             Failure::Poison => format!("fail {id}, two nodes died or failed while they ran it"),
+            Failure::Abandoned => format!("fail {id}, nobody came back for it"),
             Failure::Holder => format!("fail {id}, as the node said"),
         },
         Action::Placed { id, node: None, .. } => format!("{id} waits at the root"),
         Action::Placed { .. } | Action::Deliver { .. } | Action::Finish { .. } => return None,
         Action::Cancel { id, .. } => format!("cancel {id} at its node"),
         Action::Recall { id, .. } => format!("recall {id}"),
+        Action::Resume { id, position, .. } => format!("go on with {id} behind {position} tokens"),
     })
 }

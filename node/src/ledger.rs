@@ -5,6 +5,7 @@
 //! source, so a client sees each position exactly once, whoever died. Pure code: time comes in with each event. Which
 //! child a query goes to is the router's; payloads and streams are the node task's.
 
+mod claims;
 mod dispatch;
 mod entry;
 mod overload;
@@ -19,8 +20,14 @@ use std::{
 
 use banyan_proto::{Attempt, QueryId};
 
-use self::entry::Entry;
-pub use self::types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Overload, Settings, State, Try, Way, Why};
+pub use self::{
+    claims::{CLAIM_TIMEOUT_US, DETACHED_TIMEOUT_US, ORPHAN_TIMEOUT_US},
+    types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Overload, Settings, State, Try, Way, Why},
+};
+use self::{
+    claims::{Claim, Orphans},
+    entry::Entry,
+};
 use crate::{
     capacity::{self, Capacity},
     lanes::Lanes,
@@ -79,6 +86,10 @@ pub struct Ledger {
     queued: BTreeSet<(u64, QueryId)>,
     /// Recalled and not yet back: each has a room waiting for it.
     recalling: BTreeSet<QueryId>,
+    /// Asked again, and waiting for the node that holds them, the oldest first; until then.
+    unclaimed: BTreeSet<(u64, QueryId)>,
+    claims_until: u64,
+    orphans: Orphans,
     accepted: u64,
     /// What the payloads and the delivered tokens of all entries take.
     live_bytes: usize,
@@ -102,6 +113,9 @@ impl Ledger {
             out: BTreeMap::new(),
             queued: BTreeSet::new(),
             recalling: BTreeSet::new(),
+            unclaimed: BTreeSet::new(),
+            claims_until: 0,
+            orphans: Orphans::default(),
             accepted: 0,
             live_bytes: 0,
             rates: Rates::default(),
@@ -122,7 +136,17 @@ impl Ledger {
 
     /// Queries that wait at the root.
     pub fn waiting(&self) -> usize {
-        self.lanes.len() + self.suspects.len()
+        self.lanes.len() + self.suspects.len() + self.unclaimed.len()
+    }
+
+    /// Queries that nodes hold since an earlier reign, and nobody has asked for yet.
+    pub fn orphans(&self) -> usize {
+        self.orphans.len()
+    }
+
+    /// Whether a node holds it since an earlier reign, and nobody has asked for it yet.
+    pub fn is_orphan(&self, id: &QueryId) -> bool {
+        self.orphans.contains(id)
     }
 
     /// The root's reign.
@@ -186,9 +210,21 @@ impl Ledger {
 
     /// Decides what to do about one event at `now`, in microseconds since the node started.
     pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
+        if self.claims_until == 0 {
+            self.claims_until = now.saturating_add(CLAIM_TIMEOUT_US);
+        }
         let mut actions = Vec::new();
         match event {
             Event::Asked(asked) => self.ask(now, asked, &mut actions),
+            Event::AskedAgain { asked, delivered } => self.ask_again(now, asked, delivered, &mut actions),
+            Event::Reigned { epoch } => self.settings.epoch = epoch,
+            Event::Claimed { id, attempt, holder, running, from, trail } => {
+                self.streams.insert(holder.stream, now);
+                self.forgive(id, attempt, &holder);
+                self.claim(now, id, Claim { attempt, holder, running, from, trail }, &mut actions);
+            }
+            Event::Detached { id } => self.detach(now, id),
+            Event::Attached { id } => self.attach(id),
             Event::Room(room) => {
                 self.room = room;
                 self.learn_models();
@@ -196,9 +232,7 @@ impl Ledger {
             }
             Event::Held { id, attempt, holder, running, trail } => {
                 self.streams.insert(holder.stream, now);
-                if self.entries.get_mut(&id).is_some_and(|entry| entry.forgive(attempt, &holder.name)) {
-                    self.clear(id);
-                }
+                self.forgive(id, attempt, &holder);
                 if let Some(entry) = self.current(id, attempt, &holder, &mut actions) {
                     entry.hold(now, holder, running, trail);
                     let (order, placed) = (entry.order, entry.placed());
@@ -271,6 +305,7 @@ impl Ledger {
             }
             Event::HolderLost { stream } => {
                 self.streams.remove(&stream);
+                self.orphans.lose(stream);
                 let held = self.held_by(stream);
                 let guilty = |id: &QueryId| self.is_out(id) && self.entries[id].started;
                 let guilty: Vec<QueryId> = held.iter().copied().filter(guilty).collect();
@@ -321,10 +356,18 @@ impl Ledger {
         }
         self.accepted += 1;
         self.live_bytes += asked.bytes;
-        self.lanes.push(waiting.clone());
+        self.lanes.push(waiting);
         self.entries.insert(id, entry);
+        self.set_off(now, id, actions);
+    }
+
+    /// Sends a query that has just got into its lane, or what is before it, and says where it is.
+    fn set_off(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {
         match self.settings.eager {
-            true => self.send(now, &waiting, actions),
+            true => {
+                let waiting = self.entries[&id].waiting();
+                self.send(now, &waiting, actions);
+            }
             false => self.dispatch(now, actions),
         }
         if let Some(entry) = self.entries.get(&id).filter(|entry| entry.state == State::Waiting) {
@@ -338,6 +381,8 @@ impl Ledger {
         match known.filter(|entry| entry.attempt == attempt && entry.may_be_held_by(holder)) {
             Some(entry) => Some(entry),
             None => {
+                // A node that says more of it before it was told to go on has ended with it.
+                self.orphans.forget(&id, attempt, holder);
                 actions.push(Action::Cancel { stream: holder.stream, id, attempt });
                 None
             }
@@ -418,6 +463,13 @@ impl Ledger {
         }
     }
 
+    /// A node that says to hold what was lost with its stream lives.
+    fn forgive(&mut self, id: QueryId, attempt: Attempt, holder: &Holder) {
+        if self.entries.get_mut(&id).is_some_and(|entry| entry.forgive(attempt, &holder.name)) {
+            self.clear(id);
+        }
+    }
+
     /// A query is suspect no more: the next one has its turn.
     fn clear(&mut self, id: QueryId) {
         let Some(death) = self.entries.get(&id).map(|entry| entry.death) else { return };
@@ -457,11 +509,12 @@ impl Ledger {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         self.live_bytes -= entry.bytes + TOKEN_BYTES * entry.tokens.len();
         self.measure(now, &entry, outcome);
-        if entry.state == State::Waiting && !self.suspects.remove(&(entry.order, id)) {
+        let place = (entry.order, id);
+        if entry.state == State::Waiting && !self.suspects.remove(&place) && !self.unclaimed.remove(&place) {
             self.lanes.remove(&entry.waiting());
         }
         self.take_in(entry.death, id);
-        self.queued.remove(&(entry.order, id));
+        self.queued.remove(&place);
         self.recalling.remove(&id);
         entry.end(now, outcome, error);
         self.ways.push(entry.way());
@@ -488,6 +541,7 @@ impl Ledger {
             self.act_on_time(now, id, actions);
         }
         self.shed(now, actions);
+        self.give_up_waiting(now, actions);
         match self.settings.eager {
             true => self.retry(now, EAGER_RETRIES, actions),
             false => self.dispatch(now, actions),

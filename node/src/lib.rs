@@ -18,6 +18,7 @@ mod recording;
 mod returns;
 pub mod router;
 mod services;
+mod standby;
 mod translate;
 mod uplink;
 mod ways;

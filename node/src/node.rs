@@ -30,6 +30,7 @@ use crate::{
     deliver::Deliver,
     inspect::{Facts, Inspector},
     services::{InspectService, RootService, TreeService},
+    standby::Throne,
     uplink::{Identity, Uplink},
 };
 
@@ -38,6 +39,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The name of a node that died without a word is free when its lease has ended; this is longer than any lease should be.
 const GHOST_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often its lease is looked at meanwhile.
+const GHOST_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A running node. Dropping it stops it roughly; [`Node::stop`] does so cleanly.
 pub struct Node {
@@ -46,6 +49,7 @@ pub struct Node {
     registration: Arc<Mutex<Option<Registration>>>,
     inspector: Arc<Inspector>,
     cancel: CancellationToken,
+    deposed: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     links: Vec<JoinHandle<()>>,
 }
@@ -92,6 +96,12 @@ pub enum NodeError {
     /// Its server did.
     #[error("the node's server ended")]
     Server,
+    /// Another node has become its tree's root.
+    #[error(
+        "another root has taken this one's place while it was silent: see `banyan node list`; started with --standby it would \
+         wait for its turn"
+    )]
+    Deposed,
     /// Its task did.
     #[error("the node's task ended")]
     Core,
@@ -122,7 +132,11 @@ impl Node {
             name: config.name.clone(),
             parent: config.parent.clone(),
             address: address.clone(),
-            role: if config.parent.is_none() { Role::Root } else { Role::Node },
+            role: match &config.parent {
+                Some(_) => Role::Node,
+                None if config.standby => Role::Standby,
+                None => Role::Root,
+            },
             tree: config.tree.clone(),
             incarnation: now.as_nanos() as u64,
             version: VERSION.to_owned(),
@@ -134,9 +148,9 @@ impl Node {
             started_at: now.as_millis() as u64,
         };
         let registration = register(&config, &registry, member).await?;
-        let incarnation = registration.member().incarnation;
+        let (incarnation, epoch) = (registration.member().incarnation, registration.epoch());
         let cancel = CancellationToken::new();
-        let core = Core::spawn(&config, engine, registration.epoch(), cancel.clone());
+        let core = Core::spawn(&config, engine, epoch, cancel.clone());
         let (wanted, wanted_seen) = match &config.parent {
             Some(parent) => {
                 let (sender, receiver) = watch::channel(parent.clone());
@@ -172,6 +186,20 @@ impl Node {
         });
         let server = serve(&config, &registry, &inspector, health_service, listener, cancel.clone()).await?;
         let mut links = Vec::new();
+        let deposed = CancellationToken::new();
+        if config.parent.is_none() {
+            let throne = Throne {
+                name: config.name.clone(),
+                tree: config.tree.clone(),
+                standby: config.standby,
+                registry: registry.clone(),
+                registration: inspector.registration.clone(),
+                core: core.clone(),
+                epoch,
+                deposed: deposed.clone(),
+            };
+            links.push(tokio::spawn(throne.run()));
+        }
         if let Some(wanted) = wanted_seen {
             let (root, root_seen) = watch::channel(None);
             let deliver = Deliver {
@@ -200,7 +228,7 @@ impl Node {
             links.push(tokio::spawn(uplink.run()));
             links.push(tokio::spawn(deliver.run()));
         }
-        Ok(Node { address, core, registration: inspector.registration.clone(), inspector, cancel, server, links })
+        Ok(Node { address, core, registration: inspector.registration.clone(), inspector, cancel, deposed, server, links })
     }
 
     /// Where others reach the node, as `host:port`.
@@ -212,7 +240,7 @@ impl Node {
     pub async fn ready(&self) {
         loop {
             match self.inspector.status("").await {
-                Ok(status) if ["ready", "busy", "draining"].contains(&status.state.as_str()) => return,
+                Ok(status) if ["ready", "busy", "draining", "standby"].contains(&status.state.as_str()) => return,
                 Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 // Stopping: there is nothing to wait for.
                 Err(_) => return,
@@ -254,6 +282,7 @@ impl Node {
     pub async fn ended(&mut self) -> Result<(), NodeError> {
         tokio::select! {
             _ = &mut self.server => Err(NodeError::Server),
+            () = self.deposed.cancelled() => Err(NodeError::Deposed),
             () = self.core.ended() => if self.core.has_left() { Ok(()) } else { Err(NodeError::Core) },
         }
     }
@@ -283,7 +312,7 @@ async fn register(config: &Config, registry: &Registry, member: Member) -> Resul
                     tracing::info!(node = %config.name, %parent, timeout_s = config.parent_timeout.as_secs(), "the parent is not there yet, waiting for it");
                     told = true;
                 }
-                let appeared = timeout_at(deadline, view.wait_for(|view| view.members.contains_key(&parent)));
+                let appeared = timeout_at(deadline, view.wait_for(|view| view.is_there(&parent, &config.tree)));
                 match appeared.await {
                     Ok(Ok(_)) => {}
                     // The watch lives as long as the registry's handle, which we have.
@@ -292,9 +321,17 @@ async fn register(config: &Config, registry: &Registry, member: Member) -> Resul
             }
             // We listen where the holder says that it listens, so that one is dead, and its lease will end.
             Err(RegisterError::Taken { holder }) if holder.address == member.address && Instant::now() < own_ghost => {
-                tracing::info!(node = %config.name, "an earlier life of this node still holds the name, waiting for its lease to end");
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(node = %config.name, "an earlier life of this node still holds the name, waiting for its lease to end");
+                }
                 // When it has not gone by then, the next try says who holds the name.
-                let _ = timeout_at(own_ghost, view.wait_for(|view| !view.members.contains_key(&config.name))).await;
+                let gone = view.wait_for(|view| !view.members.contains_key(&config.name));
+                if timeout_at(own_ghost.min(Instant::now() + GHOST_INTERVAL), gone).await.is_err() {
+                    // It has not renewed it when it was time to.
+                    if let Err(error) = registry.evict_lapsed(&holder).await {
+                        tracing::debug!(node = %config.name, %error, "can't look at the earlier life's lease");
+                    }
+                }
             }
             Err(source) => return Err(StartError::Register { name: config.name.clone(), source }),
         }

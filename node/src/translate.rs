@@ -98,6 +98,7 @@ pub(crate) fn reason_of_why(why: Why) -> v1::Reason {
         Why::Returned => v1::Reason::Returned,
         Why::Lost => v1::Reason::Lost,
         Why::Refused => v1::Reason::Refused,
+        Why::Adopted => v1::Reason::Adopted,
     }
 }
 
@@ -250,6 +251,7 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
                 &format!("two nodes died or failed while they ran this query, so it is not tried again{because}"),
             )
         }
+        Failure::Abandoned => of(v1::Failure::Cancelled, "its client left and did not come back for it"),
         Failure::Holder => said.unwrap_or_else(|| of(v1::Failure::Engine, "the node refused the query without a reason")),
     }
 }

@@ -68,7 +68,7 @@ enum Left {
 impl Uplink {
     /// Keeps the node attached to somebody until it stops.
     pub(crate) async fn run(mut self) {
-        let view = self.registry.watch();
+        let mut view = self.registry.watch();
         let mut search = Search::new(self.us.name.clone(), self.tree.clone());
         let mut link = 0;
         let (mut next, mut old) = (None, None);
@@ -83,7 +83,8 @@ impl Uplink {
                     if let Some(first) = first.filter(|_| joined.is_none()) {
                         search.failed(&first, begun.elapsed());
                     }
-                    joined.map(Box::new)
+                    // A root that has been stopped for a while does not know yet that it is none.
+                    joined.filter(|joined| !search.is_past(&joined.ancestry, &view.borrow())).map(Box::new)
                 }
             };
             if self.core.is_closed() {
@@ -105,7 +106,12 @@ impl Uplink {
                 }
             };
             if let Some(pause) = search.ended(end) {
-                jitter(pause).await;
+                let root = view.borrow_and_update().roots.get(&self.tree).cloned();
+                tokio::select! {
+                    () = jitter(pause) => {}
+                    // A new root need not be waited for.
+                    Ok(_) = view.wait_for(|view| view.roots.get(&self.tree).is_some_and(|now| Some(now) != root.as_ref())) => {}
+                }
             }
         }
     }
@@ -132,7 +138,8 @@ impl Uplink {
         if let Some((link, stream)) = old {
             tokio::spawn(read_out(self.core.clone(), link, *stream));
         }
-        let view = self.registry.watch();
+        let mut view = self.registry.watch();
+        let mut home = search.home(&self.wanted.borrow(), &view.borrow_and_update());
         let mut back = tokio::time::interval_at(Instant::now() + RETURN_INTERVAL, RETURN_INTERVAL);
         let mut tries = 0;
         // Another link is made beside this one, which goes on meanwhile.
@@ -183,6 +190,14 @@ impl Uplink {
                     }
                     joining = self.return_to_wanted(&parent, search, &view.borrow());
                 }
+                Ok(()) = view.changed() => {
+                    // The tree has another root: it is wanted at once.
+                    let now = search.home(&self.wanted.borrow(), &view.borrow_and_update());
+                    if now.is_some() && now != home {
+                        home = now;
+                        joining = self.return_to_wanted(&parent, search, &view.borrow());
+                    }
+                }
                 _ = back.tick(), if joining.is_none() => joining = self.return_to_wanted(&parent, search, &view.borrow()),
                 joined = async { joining.as_mut().expect("guarded").await }, if joining.is_some() => {
                     joining = None;
@@ -212,10 +227,11 @@ impl Uplink {
     /// Tries the wanted parent, where that is another than the present one.
     fn return_to_wanted(&self, parent: &Candidate, search: &Search, view: &View) -> Option<BoxFuture<'static, Option<Joined>>> {
         let wanted = self.wanted.borrow().clone();
-        if wanted == parent.name {
+        let home = search.home(&wanted, view).map_or(wanted.clone(), |home| home.name);
+        if home == parent.name {
             return None;
         }
-        let order = search.all(&wanted, view).into_iter().filter(|candidate| candidate.name == wanted).collect();
+        let order = search.all(&wanted, view).into_iter().filter(|candidate| candidate.name == home).collect();
         Some(self.us.clone().join_after(Duration::ZERO, order).boxed())
     }
 

@@ -44,12 +44,12 @@ async fn ask(mut root: RootClient<tonic::transport::Channel>, number: u64, token
         tokens_max: tokens,
         ..Default::default()
     };
-    let question = v1::Question { header: Some(header), payload: generation.encode_to_vec().into() };
+    let question = v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() };
     let mut answers = root.ask(question).await.unwrap().into_inner();
     let (mut text, mut positions) = (String::new(), Vec::new());
     while let Some(answer) = answers.message().await.unwrap() {
         match answer.kind.unwrap() {
-            v1::answer::Kind::Placed(_) => {}
+            v1::answer::Kind::Placed(_) | v1::answer::Kind::Accepted(_) => {}
             v1::answer::Kind::Tokens(tokens) => {
                 positions.extend((tokens.position..).take(tokens.ids.len()));
                 text.push_str(&v1::Chunk::decode(tokens.chunk).unwrap().text);

@@ -41,6 +41,12 @@ enum Step {
     Leave(u8),
     /// A node attaches to another parent before it lets go of its own.
     Move(u8, u8),
+    /// The root dies, and another one takes its place.
+    Failover,
+    /// The root's key is lost and taken again.
+    Reign,
+    /// A client loses its stream, or attaches again.
+    Detach(u8),
     Time,
 }
 
@@ -62,6 +68,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Drain),
         1 => any::<u8>().prop_map(Step::Leave),
         1 => any::<(u8, u8)>().prop_map(|(which, below)| Step::Move(which, below)),
+        1 => Just(Step::Failover),
+        1 => Just(Step::Reign),
+        1 => any::<u8>().prop_map(Step::Detach),
         1 => Just(Step::Time),
     ]
 }
@@ -107,6 +116,24 @@ enum Delivery {
 enum Control {
     Cancel(QueryId, Attempt),
     Recall(QueryId, Attempt),
+    Resume(QueryId, Attempt, u32),
+}
+
+/// What the root sends to an API.
+enum Answer {
+    Token(u32, u32),
+    End,
+    Failed,
+}
+
+/// Something that is on its way.
+#[derive(Clone, Copy)]
+enum Channel {
+    Node(usize, u8),
+    /// To the API that a client asked.
+    Answer(QueryId),
+    /// From that API to a new root.
+    Ask(QueryId),
 }
 
 struct Down {
@@ -117,11 +144,18 @@ struct Down {
     position: u32,
 }
 
+#[derive(Debug)]
 struct Kept {
     attempt: Attempt,
+    /// What it can deliver, and what it has computed.
+    from: u32,
     position: u32,
     running: bool,
     aborted: bool,
+    /// The root has yet to say where to go on.
+    waits: bool,
+    /// It has left the engine, and the root was not told.
+    ended: bool,
 }
 
 struct Sim {
@@ -151,10 +185,16 @@ struct Client {
     got: Vec<u32>,
     ends: u32,
     left: bool,
+    /// On its way to the API.
+    answers: VecDeque<Answer>,
+    /// The root has died, and the API has yet to ask the next one.
+    to_ask: bool,
+    owner: u8,
 }
 
 struct World {
     now: u64,
+    epoch: u64,
     routing: Routing,
     root: Router,
     ledger: Ledger,
@@ -171,18 +211,25 @@ fn token(id: QueryId, position: u32) -> u32 {
     bits.wrapping_add(position.wrapping_mul(7919))
 }
 
+/// A root's parts at the begin of a reign.
+fn reign(routing: Routing, epoch: u64) -> (Router, Ledger) {
+    let settings = router::Settings { name: "root".parse().unwrap(), routing, engine: None };
+    let ledger = Ledger::new(ledger::Settings {
+        epoch,
+        eager: routing == Routing::Classic,
+        lanes: LaneLimits { entries: 64, bytes: 1 << 20, ..LaneLimits::default() },
+    });
+    (Router::new(settings), ledger)
+}
+
 impl World {
     fn new(routing: Routing) -> Self {
-        let settings = router::Settings { name: "root".parse().unwrap(), routing, engine: None };
-        let ledger = Ledger::new(ledger::Settings {
-            epoch: 1,
-            eager: routing == Routing::Classic,
-            lanes: LaneLimits { entries: 64, bytes: 1 << 20, ..LaneLimits::default() },
-        });
+        let (root, ledger) = reign(routing, 1);
         World {
             now: 0,
+            epoch: 1,
             routing,
-            root: Router::new(settings),
+            root,
             ledger,
             nodes: Vec::new(),
             streams: Vec::new(),
@@ -213,15 +260,17 @@ impl World {
                     self.clients.iter().filter(|(_, client)| client.ends == 0 && !client.left).map(|(id, _)| *id).collect();
                 if !live.is_empty() {
                     let id = live[usize::from(which) % live.len()];
-                    self.clients.get_mut(&id).unwrap().left = true;
+                    let client = self.clients.get_mut(&id).unwrap();
+                    client.left = true;
+                    client.answers.clear();
+                    client.to_ask = false;
                     self.ledger(ledger::Event::ClientLeft { id });
                 }
             }
             Step::Deliver(which) => {
                 let channels = self.channels();
                 if !channels.is_empty() {
-                    let (node, channel) = channels[usize::from(which) % channels.len()];
-                    self.deliver(node, channel);
+                    self.deliver(channels[usize::from(which) % channels.len()]);
                 }
             }
             Step::Compute(which) => {
@@ -270,6 +319,19 @@ impl World {
                     self.blip(alive[usize::from(which) % alive.len()]);
                 }
             }
+            Step::Failover => self.fail_over(),
+            Step::Reign => {
+                self.epoch += 1;
+                self.ledger(ledger::Event::Reigned { epoch: self.epoch });
+            }
+            Step::Detach(which) => {
+                let live: Vec<QueryId> = self.clients.keys().copied().filter(|id| self.ledger.is_live(id)).collect();
+                if !live.is_empty() {
+                    let id = live[usize::from(which) % live.len()];
+                    self.ledger(ledger::Event::Detached { id });
+                    self.ledger(ledger::Event::Attached { id });
+                }
+            }
             Step::Time => self.tick(150_000),
         }
     }
@@ -277,19 +339,42 @@ impl World {
     fn ask(&mut self, model: &'static str, owner: u8, wants: u32) {
         let id = QueryId::from_u128(self.next);
         self.next += 1;
-        self.clients.insert(id, Client { model, wants, got: Vec::new(), ends: 0, left: false });
-        self.ledger(ledger::Event::Asked(Asked {
+        let (got, answers) = (Vec::new(), VecDeque::new());
+        self.clients.insert(id, Client { model, wants, got, ends: 0, left: false, answers, to_ask: false, owner });
+        self.ledger(ledger::Event::Asked(self.asked(id)));
+    }
+
+    fn asked(&self, id: QueryId) -> Asked {
+        let client = &self.clients[&id];
+        Asked {
             id,
-            owner: format!("owner-{owner}").into(),
-            model: model.into(),
+            owner: format!("owner-{}", client.owner).into(),
+            model: client.model.into(),
             priority: 0,
             prefer: None,
-            tokens_max: wants,
+            tokens_max: client.wants,
             bytes: 10,
             // Deadlines have tests of their own.
             time_us: u64::MAX / 4,
             returning: false,
-        }));
+        }
+    }
+
+    /// What the root had under way is lost; nodes and APIs find the next one, in any order.
+    fn fail_over(&mut self) {
+        self.epoch += 1;
+        (self.root, self.ledger) = reign(self.routing, self.epoch);
+        for client in self.clients.values_mut().filter(|client| client.ends == 0 && !client.left) {
+            client.answers.clear();
+            client.to_ask = true;
+        }
+        for index in self.alive() {
+            self.nodes[index].deliveries.clear();
+            if self.nodes[index].parent == usize::MAX {
+                self.attach(index, usize::MAX);
+            }
+            self.reconnect(index);
+        }
     }
 
     fn join(&mut self, below: u8, model: u8, busy_at: u8, batch: u8) {
@@ -356,7 +441,7 @@ impl World {
         let (child, parent) = (self.nodes[index].name.clone(), self.nodes[index].parent);
         self.parent(parent, router::Event::ChildLeft { child, orderly: true });
         while !self.nodes[index].down.is_empty() {
-            self.deliver(index, 0);
+            self.deliver_node(index, 0);
         }
         let node = &mut self.nodes[index];
         let (holder, stream) = (Holder { name: node.name.clone(), stream: node.stream }, node.stream);
@@ -403,6 +488,12 @@ impl World {
         let node = &mut self.nodes[index];
         let stream = node.stream;
         node.deliveries.push_back(Delivery::Gone { stream });
+        self.reconnect(index);
+    }
+
+    /// On a new stream the node says what it holds, and waits to be told where to go on.
+    fn reconnect(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
         node.controls.clear();
         node.stream = self.streams.len() as u64;
         self.streams.push(index);
@@ -410,10 +501,35 @@ impl World {
         self.node(index, router::Event::Connected(true), None);
         let node = &mut self.nodes[index];
         let holder = Holder { name: node.name.clone(), stream: node.stream };
-        for (&id, kept) in node.kept.iter().filter(|(_, kept)| !kept.aborted) {
-            let (attempt, running) = (kept.attempt, kept.running);
-            let held = ledger::Event::Held { id, attempt, holder: holder.clone(), running, trail: Vec::new() };
-            node.deliveries.push_back(Delivery::Event(held));
+        for (&id, kept) in node.kept.iter_mut().filter(|(_, kept)| !kept.aborted) {
+            kept.waits = true;
+            node.deliveries.push_back(Delivery::Event(ledger::Event::Claimed {
+                id,
+                attempt: kept.attempt,
+                holder: holder.clone(),
+                running: kept.running || kept.ended,
+                from: kept.from,
+                trail: Vec::new(),
+            }));
+        }
+    }
+
+    fn resume(&mut self, index: usize, id: QueryId, attempt: Attempt, position: u32) {
+        let node = &mut self.nodes[index];
+        let holder = Holder { name: node.name.clone(), stream: node.stream };
+        let Some(kept) = node.kept.get_mut(&id).filter(|kept| kept.attempt == attempt && !kept.aborted) else {
+            node.deliveries.push_back(Delivery::Event(ledger::Event::Returned { id, attempt, holder }));
+            return;
+        };
+        kept.waits = false;
+        for position in position..kept.position {
+            let (holder, tokens) = (holder.clone(), vec![token(id, position)]);
+            let said = ledger::Event::Generated { id, attempt, holder, position, tokens };
+            node.deliveries.push_back(Delivery::Event(said));
+        }
+        if kept.ended {
+            node.deliveries.push_back(Delivery::Event(ledger::Event::Finished { id, attempt, holder }));
+            node.kept.remove(&id);
         }
     }
 
@@ -471,17 +587,17 @@ impl World {
                     let node = &mut self.nodes[index];
                     if let Some(Down { ticket, position, .. }) = query.take() {
                         assert!(serves(&[node.model.into()], &ticket.model), "{} got a query for {}", node.name, ticket.model);
-                        node.kept.insert(id, Kept { attempt: ticket.attempt, position, running, aborted: false });
+                        let attempt = ticket.attempt;
+                        let kept =
+                            Kept { attempt, from: position, position, running, aborted: false, waits: false, ended: false };
+                        node.kept.insert(id, kept);
                     }
                     let kept = node.kept.get_mut(&id).expect("what runs was kept");
                     kept.running = running;
-                    let attempt = kept.attempt;
-                    node.deliveries.push_back(Delivery::Event(ledger::Event::Held {
-                        id,
-                        attempt,
-                        holder,
-                        running,
-                        trail: Vec::new(),
+                    let (attempt, from, trail) = (kept.attempt, kept.from, Vec::new());
+                    node.deliveries.push_back(Delivery::Event(match kept.waits {
+                        true => ledger::Event::Claimed { id, attempt, holder, running, from, trail },
+                        false => ledger::Event::Held { id, attempt, holder, running, trail },
                     }));
                 }
                 router::Action::Refuse { id, .. } => {
@@ -517,10 +633,16 @@ impl World {
                 } else {
                     ledger::Event::Finished { id, attempt, holder: holder.clone() }
                 };
-                node.deliveries.push_back(Delivery::Event(event));
+                if !kept.waits {
+                    node.deliveries.push_back(Delivery::Event(event));
+                }
             }
             if ended {
-                node.kept.remove(&id);
+                if kept.waits && !kept.aborted {
+                    (kept.running, kept.ended) = (false, true);
+                } else {
+                    node.kept.remove(&id);
+                }
                 self.node(index, router::Event::Ended { id }, None);
             }
         }
@@ -533,16 +655,51 @@ impl World {
         }
     }
 
-    fn channels(&self) -> Vec<(usize, u8)> {
+    fn channels(&self) -> Vec<Channel> {
         let mut channels = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
             let full = [!node.down.is_empty(), !node.up.is_empty(), !node.deliveries.is_empty(), !node.controls.is_empty()];
-            channels.extend((0u8..4).filter(|&channel| full[usize::from(channel)]).map(|channel| (index, channel)));
+            let full = (0u8..4).filter(|&channel| full[usize::from(channel)]);
+            channels.extend(full.map(|channel| Channel::Node(index, channel)));
+        }
+        for (id, client) in &self.clients {
+            channels.extend((!client.answers.is_empty()).then_some(Channel::Answer(*id)));
+            channels.extend(client.to_ask.then_some(Channel::Ask(*id)));
         }
         channels
     }
 
-    fn deliver(&mut self, index: usize, channel: u8) {
+    fn deliver(&mut self, channel: Channel) {
+        match channel {
+            Channel::Node(index, channel) => self.deliver_node(index, channel),
+            Channel::Answer(id) => self.read_answer(id),
+            Channel::Ask(id) => {
+                let client = self.clients.get_mut(&id).unwrap();
+                client.to_ask = false;
+                let delivered = client.got.clone();
+                self.ledger(ledger::Event::AskedAgain { asked: self.asked(id), delivered });
+            }
+        }
+    }
+
+    /// Each position once, in order, and one end behind all of them.
+    fn read_answer(&mut self, id: QueryId) {
+        let client = self.clients.get_mut(&id).unwrap();
+        match client.answers.pop_front().unwrap() {
+            Answer::Token(position, token) => {
+                assert_eq!(position as usize, client.got.len(), "a position was repeated or left out");
+                assert_eq!(client.ends, 0, "a token after the end");
+                client.got.push(token);
+            }
+            Answer::End => {
+                client.ends += 1;
+                assert_eq!(client.got, (0..client.wants).map(|position| token(id, position)).collect::<Vec<_>>());
+            }
+            Answer::Failed => client.ends += 1,
+        }
+    }
+
+    fn deliver_node(&mut self, index: usize, channel: u8) {
         match channel {
             0 => {
                 let down = self.nodes[index].down.pop_front().unwrap();
@@ -574,7 +731,14 @@ impl World {
             },
             _ => {
                 let event = match self.nodes[index].controls.pop_front().unwrap() {
-                    Control::Cancel(id, attempt) => router::Event::Cancelled { id, attempt },
+                    Control::Resume(id, attempt, position) => return self.resume(index, id, attempt, position),
+                    Control::Cancel(id, attempt) => {
+                        let ended = self.nodes[index].kept.get(&id).is_some_and(|kept| kept.ended && kept.attempt <= attempt);
+                        if ended {
+                            self.nodes[index].kept.remove(&id);
+                        }
+                        router::Event::Cancelled { id, attempt }
+                    }
                     Control::Recall(id, attempt) => router::Event::Recalled { id, attempt },
                 };
                 self.node(index, event, None);
@@ -598,18 +762,13 @@ impl World {
                     let (of, position, tokens) = said.clone().unwrap();
                     assert_eq!(of, id);
                     let client = self.clients.get_mut(&id).unwrap();
-                    assert_eq!(position as usize, client.got.len(), "a position was repeated or left out");
-                    assert_eq!(client.ends, 0, "a token after the end");
-                    client.got.extend(tokens);
+                    let tokens = tokens.into_iter().zip(position..).map(|(token, at)| Answer::Token(at, token));
+                    client.answers.extend(tokens);
                 }
-                ledger::Action::Finish { id } => {
-                    let client = self.clients.get_mut(&id).unwrap();
-                    client.ends += 1;
-                    assert_eq!(client.got, (0..client.wants).map(|position| token(id, position)).collect::<Vec<_>>());
-                }
+                ledger::Action::Finish { id } => self.clients.get_mut(&id).unwrap().answers.push_back(Answer::End),
                 ledger::Action::Fail { id, failure } => {
                     let client = self.clients.get_mut(&id).unwrap();
-                    client.ends += 1;
+                    client.answers.push_back(Answer::Failed);
                     let served = self.root.capacity().iter().any(|set| serves(&set.models, client.model));
                     match failure {
                         Failure::Overloaded { .. } => assert!(client.got.is_empty()),
@@ -617,6 +776,9 @@ impl World {
                         Failure::Poison => {}
                         other => panic!("{other:?}"),
                     }
+                }
+                ledger::Action::Resume { stream, id, attempt, position } => {
+                    self.control(stream, Control::Resume(id, attempt, position));
                 }
                 ledger::Action::Cancel { stream, id, attempt } => self.control(stream, Control::Cancel(id, attempt)),
                 ledger::Action::Recall { stream, id, attempt } => self.control(stream, Control::Recall(id, attempt)),
@@ -652,8 +814,8 @@ impl World {
                     self.let_go(index);
                     self.report(index);
                 }
-                let Some(&(index, channel)) = self.channels().first() else { break };
-                self.deliver(index, channel);
+                let Some(&channel) = self.channels().first() else { break };
+                self.deliver(channel);
                 messages += 1;
                 assert!(messages < 100_000, "messages without end: a query is sent in circles");
             }
@@ -711,9 +873,16 @@ impl World {
                 self.ledger.way(id)
             );
         }
-        assert_eq!((self.ledger.live(), self.ledger.waiting()), (0, 0));
+        // What nobody asked for again is cancelled.
+        self.tick(ledger::ORPHAN_TIMEOUT_US);
+        self.settle();
+        for index in self.alive() {
+            self.engine_step(index);
+        }
+        assert_eq!((self.ledger.live(), self.ledger.waiting(), self.ledger.orphans()), (0, 0, 0));
         for node in self.nodes.iter().filter(|node| node.alive) {
             assert_eq!((node.router.running(), node.router.queued()), (0, 0), "{} still has work", node.name);
+            assert!(node.kept.is_empty(), "{} still keeps answers: {:?}", node.name, node.kept);
         }
     }
 }

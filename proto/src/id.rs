@@ -28,6 +28,21 @@ impl QueryId {
         QueryId(Uuid::from_u128(bits))
     }
 
+    /// The id made of given bits, such as a hash's (UUID version 8).
+    pub fn custom(bits: u128) -> Self {
+        QueryId(Uuid::new_v8(bits.to_be_bytes()))
+    }
+
+    /// The id of the choice of that number, where this is the first one's.
+    pub fn nth(self, number: usize) -> Self {
+        QueryId(Uuid::from_u128(self.0.as_u128().wrapping_add(number as u128)))
+    }
+
+    /// When it was made, in Unix seconds; none for those made of given bits.
+    pub fn unix_seconds(self) -> Option<u64> {
+        Some(self.0.get_timestamp()?.to_unix().0)
+    }
+
     /// The 16 bytes that go over the wire.
     pub fn to_wire(self) -> prost::bytes::Bytes {
         prost::bytes::Bytes::copy_from_slice(self.0.as_bytes())
@@ -106,6 +121,14 @@ mod tests {
         for wrong in ["", "chatcmpl-", "12", "zz", "chatcmpl-0123456789abcdef0123456789abcdeg"] {
             assert!(wrong.parse::<QueryId>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_choices_of_an_answer_have_ids_of_their_own_and_tell_when_it_was_asked_for() {
+        let first = QueryId::new();
+        assert_eq!((first.nth(0), first.nth(2)), (first, first.nth(1).nth(1)));
+        assert!(first.unix_seconds().is_some_and(|seconds| seconds > 1_700_000_000));
+        assert_eq!(QueryId::custom(7).unix_seconds(), None);
     }
 
     #[test]

@@ -139,6 +139,16 @@ impl Root for Door {
         RootClient::new(self.root()?).max_decoding_message_size(MESSAGE_BYTES_MAX).ask(request).await
     }
 
+    type AttachStream = Streaming<v1::Answer>;
+
+    async fn attach(&self, request: Request<v1::AnswerRef>) -> Result<Response<Self::AttachStream>, Status> {
+        RootClient::new(self.root()?).max_decoding_message_size(MESSAGE_BYTES_MAX).attach(request).await
+    }
+
+    async fn cancel(&self, request: Request<v1::AnswerRef>) -> Result<Response<v1::Cancelled>, Status> {
+        RootClient::new(self.root()?).cancel(request).await
+    }
+
     type DeliverStream = BoxStream<'static, Result<v1::Control, Status>>;
 
     async fn deliver(&self, request: Request<Streaming<v1::Delivery>>) -> Result<Response<Self::DeliverStream>, Status> {

@@ -47,24 +47,39 @@ impl Answer {
 }
 
 impl Http {
+    /// Posts JSON with one more header.
+    pub async fn post_with(self, path: &str, header: (&str, &str), body: &Value) -> Answer {
+        self.send("POST", path, &[header], body.to_string().into()).await.whole().await
+    }
+
+    /// Posts JSON with one more header, and reads events as they come.
+    pub async fn stream_with(self, path: &str, header: (&str, &str), body: &Value) -> Events {
+        self.stream_of("POST", path, &[header], body).await
+    }
+
+    /// Deletes a path.
+    pub async fn delete(self, path: &str) -> Answer {
+        self.send("DELETE", path, &[], Bytes::new()).await.whole().await
+    }
+
     /// Gets a path.
     pub async fn get(self, path: &str) -> Answer {
-        self.send("GET", path, Bytes::new()).await.whole().await
+        self.send("GET", path, &[], Bytes::new()).await.whole().await
     }
 
     /// Gets a path where nobody may be there.
     pub async fn try_get(self, path: &str) -> Result<Answer, String> {
-        self.try_send("GET", path, Bytes::new()).await?.try_whole().await
+        self.try_send("GET", path, &[], Bytes::new()).await?.try_whole().await
     }
 
     /// Posts JSON.
     pub async fn post(self, path: &str, body: &Value) -> Answer {
-        self.send("POST", path, body.to_string().into()).await.whole().await
+        self.send("POST", path, &[], body.to_string().into()).await.whole().await
     }
 
     /// Posts anything.
     pub async fn post_bytes(self, path: &str, body: impl Into<Bytes>) -> Answer {
-        self.send("POST", path, body.into()).await.whole().await
+        self.send("POST", path, &[], body.into()).await.whole().await
     }
 
     /// Posts JSON, and reads events as they come.
@@ -72,7 +87,11 @@ impl Http {
     /// # Panics
     /// When the answer is no stream of events.
     pub async fn stream(self, path: &str, body: &Value) -> Events {
-        let answer = self.send("POST", path, body.to_string().into()).await;
+        self.stream_of("POST", path, &[], body).await
+    }
+
+    async fn stream_of(self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Events {
+        let answer = self.send(method, path, headers, body.to_string().into()).await;
         if !answer.is_stream() {
             let answer = answer.whole().await;
             panic!("no stream but {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
@@ -82,15 +101,16 @@ impl Http {
 
     /// Posts JSON where nobody may be there, or may go away: a stream of events, another answer, or what happened instead.
     pub async fn try_stream(self, path: &str, body: &Value) -> Result<Result<Events, Answer>, String> {
-        let begun = self.try_send("POST", path, body.to_string().into()).await?;
+        let begun = self.try_send("POST", path, &[], body.to_string().into()).await?;
         if begun.is_stream() { Ok(Ok(begun.events())) } else { begun.try_whole().await.map(Err) }
     }
 
-    async fn send(self, method: &str, path: &str, body: Bytes) -> Begun {
-        self.try_send(method, path, body).await.unwrap_or_else(|error| panic!("{method} {path} at {}: {error}", self.0))
+    async fn send(self, method: &str, path: &str, headers: &[(&str, &str)], body: Bytes) -> Begun {
+        let sent = self.try_send(method, path, headers, body).await;
+        sent.unwrap_or_else(|error| panic!("{method} {path} at {}: {error}", self.0))
     }
 
-    async fn try_send(self, method: &str, path: &str, body: Bytes) -> Result<Begun, String> {
+    async fn try_send(self, method: &str, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Begun, String> {
         let stream = TcpStream::connect(self.0).await.map_err(|error| format!("failed to dial: {error}"))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         let connection = tokio::spawn(async move {
@@ -100,7 +120,10 @@ impl Http {
             .method(method)
             .uri(path)
             .header(header::HOST, self.0.to_string())
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, "application/json");
+        let request = headers
+            .iter()
+            .fold(request, |request, (name, value)| request.header(*name, *value))
             .body(Full::new(body))
             .expect("tests make valid requests");
         // Made here, so that whoever stops waiting for an answer closes the socket.
@@ -163,6 +186,8 @@ pub struct Event {
     pub at: Instant,
     /// What stands behind `data:`.
     pub data: String,
+    /// What stands behind `id:`; empty when there is none.
+    pub id: String,
 }
 
 impl Event {
@@ -192,7 +217,8 @@ impl Events {
                 let data: Vec<&str> =
                     event.lines().filter_map(|line| line.strip_prefix("data:")).map(|data| data.trim_start()).collect();
                 if !data.is_empty() {
-                    return Some(Event { at: Instant::now(), data: data.join("\n") });
+                    let id = event.lines().find_map(|line| line.strip_prefix("id:")).unwrap_or_default().trim().to_owned();
+                    return Some(Event { at: Instant::now(), data: data.join("\n"), id });
                 }
                 continue;
             }

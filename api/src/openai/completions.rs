@@ -1,12 +1,14 @@
 //! `POST /v1/completions`: reads raw prompts.
 
-use axum::{extract::State, response::Response};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use banyan_proto::v1::{self, generation::Prompt};
 use serde_json::Value;
 
 use super::{
     Dialect, Error, Order,
+    comeback::Comeback,
     fields::{Fields, expected},
+    order::EVERYBODY,
     parameters::{Parameters, TOP_LOGPROBS_MAX},
     reply,
 };
@@ -16,9 +18,10 @@ use crate::{body::Whole, routes::Context};
 const MAX_TOKENS: u32 = 16;
 
 /// Continues prompts.
-pub(crate) async fn completions(State(context): State<Context>, whole: Whole) -> Result<Response, Error> {
+pub(crate) async fn completions(State(context): State<Context>, headers: HeaderMap, whole: Whole) -> Result<Response, Error> {
     let order = read(&mut Fields::parse(&whole.bytes)?)?;
-    reply::complete(&context, order, whole.arrival).await
+    let comeback = Comeback::read(&headers, "/v1/completions", EVERYBODY, &whole.bytes)?;
+    reply::complete(&context, order, &comeback, whole.arrival).await
 }
 
 fn read(fields: &mut Fields) -> Result<Order, Error> {

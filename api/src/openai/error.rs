@@ -104,7 +104,10 @@ impl Error {
 
     /// This API ends: 503.
     pub(crate) fn closing() -> Self {
-        Error::server(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down: ask again").retry_after(RETRY_AFTER)
+        Error {
+            code: Some("shutting_down"),
+            ..Error::server(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down: ask again").retry_after(RETRY_AFTER)
+        }
     }
 
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
@@ -215,6 +218,17 @@ impl Error {
                 StatusCode::INTERNAL_SERVER_ERROR,
                 advice("the node's engine failed: ask again; the operator may look at `banyan node log`"),
             ),
+            v1::Failure::NotFound => Error {
+                code: Some("answer_not_found"),
+                ..Error::invalid("there is no such answer under way (any more): ask again without Last-Event-ID")
+                    .status(StatusCode::NOT_FOUND)
+            },
+            v1::Failure::Conflict => Error {
+                code: Some("idempotency_conflict"),
+                ..Error::invalid("this Idempotency-Key belongs to another request: send the same body again, or another key")
+                    .status(StatusCode::CONFLICT)
+                    .not_again()
+            },
             v1::Failure::Duplicate | v1::Failure::Unspecified => {
                 Error::server(StatusCode::INTERNAL_SERVER_ERROR, advice("the root could not take the query: ask again"))
             }

@@ -1,6 +1,8 @@
 //! OpenAI's HTTP API: what its clients send, and the shapes that they read.
 
+mod cancel;
 mod chat;
+mod comeback;
 mod completions;
 mod error;
 mod fields;
@@ -11,7 +13,9 @@ mod reply;
 mod shapes;
 mod stream;
 
+pub(crate) use cancel::cancel;
 pub(crate) use chat::chat_completions;
+pub(crate) use comeback::Comeback;
 pub(crate) use completions::completions;
 pub(crate) use error::Error;
 pub(crate) use models::{model, models};

@@ -1,16 +1,17 @@
 //! What both endpoints make of a request: the prompts, how often each is answered, and in which dialect.
 
-use banyan_proto::{QueryId, v1::generation::Prompt};
+use banyan_proto::v1::generation::Prompt;
 use tokio::time::Instant;
 
 use super::{
     Error,
+    comeback::Comeback,
     parameters::{CHOICES_MAX, Parameters},
 };
 use crate::{answer::Query, catalogue, routes::Context};
 
 /// Whose lane a query waits in while there are no keys to tell users apart.
-const EVERYBODY: &str = "everybody";
+pub(crate) const EVERYBODY: &str = "everybody";
 
 /// Each choice carries its prompt, so that a long one times many choices would take much memory.
 const COPIES_BYTES_MAX: usize = 16 << 20;
@@ -80,12 +81,16 @@ impl Order {
     }
 
     /// One query per choice; a prompt's choices are neighbours.
-    pub(super) fn queries(&self, context: &Context, returning: bool) -> Vec<Query> {
+    pub(super) fn queries(&self, context: &Context, comeback: &Comeback, returning: bool) -> Vec<Query> {
         let parameters = &self.parameters;
+        let first = comeback.first();
         let tokens = catalogue::context(&context.roots.view(), &parameters.model);
         let deadline = Instant::now() + parameters.deadline.unwrap_or(context.limits.deadline);
-        let one = |prompt: &Prompt, choice| Query {
-            id: QueryId::new(),
+        let claim = comeback.claim(parameters.stream, parameters.resumable);
+        let mut ids = (0..).map(|number| first.nth(number));
+        let mut one = |prompt: &Prompt, choice| Query {
+            id: ids.next().expect("there is no end of numbers"),
+            claim: claim.clone(),
             model: parameters.model.clone(),
             owner: EVERYBODY.to_owned(),
             priority: parameters.priority,
@@ -94,7 +99,11 @@ impl Order {
             tokens_max: tokens_max(prompt, parameters.generation.max_tokens, tokens),
             generation: parameters.generation(prompt.clone(), choice),
         };
-        self.prompts.iter().flat_map(|prompt| (0..parameters.n).map(move |choice| one(prompt, choice))).collect()
+        let mut queries = Vec::with_capacity(self.prompts.len() * parameters.n);
+        for prompt in &self.prompts {
+            queries.extend((0..parameters.n).map(|choice| one(prompt, choice)));
+        }
+        queries
     }
 }
 

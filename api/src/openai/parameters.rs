@@ -46,6 +46,8 @@ pub(crate) struct Parameters {
     pub(crate) n: usize,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
+    /// A stream that goes on for a while when its connection ends, until its client comes back, or ends it.
+    pub(crate) resumable: bool,
     /// `None`: the API's default.
     pub(crate) deadline: Option<Duration>,
     pub(crate) priority: i32,
@@ -62,6 +64,7 @@ impl Parameters {
             n: 1,
             stream: false,
             include_usage: false,
+            resumable: false,
             deadline: None,
             priority: 0,
         }
@@ -88,6 +91,7 @@ impl Parameters {
             }
             read.include_usage = options.boolean("include_usage")?.unwrap_or(false);
         }
+        read.resumable = fields.boolean("resumable")?.unwrap_or(false);
         read.deadline = fields.integer("deadline_ms", 1..=DEADLINE_MAX_MS)?.map(|ms| Duration::from_millis(ms.unsigned_abs()));
         read.priority = fields.integer("priority", PRIORITIES)?.unwrap_or(0) as i32;
         // Checked, so that a wrong one is noticed now; it names nobody until keys do.

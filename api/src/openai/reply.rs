@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::{
     Dialect, Error, Order,
+    comeback::Comeback,
     shapes::{Chat, ChatLogprobs, Completion, CompletionLogprobs, Envelope, Message, Origin, Usage, finish_reason},
     stream,
 };
@@ -35,8 +36,12 @@ use crate::{
 static NODE: HeaderName = HeaderName::from_static("x-banyan-node");
 
 /// Answers an order.
-pub(crate) async fn complete(context: &Context, order: Order, arrival: Arrival) -> Result<Response, Error> {
-    let mut reply = Reply::start(context, order, arrival);
+pub(crate) async fn complete(context: &Context, order: Order, comeback: &Comeback, arrival: Arrival) -> Result<Response, Error> {
+    let choices = order.prompts.len() * order.parameters.n;
+    if order.parameters.stream && comeback.seen().is_some_and(|seen| seen.len() != choices) {
+        return Err(Error::parameter("Last-Event-ID", "'Last-Event-ID' belongs to an answer with another number of choices"));
+    }
+    let mut reply = Reply::start(context, order, comeback, arrival);
     let (response, node) = if reply.order.parameters.stream {
         let mut early = Vec::new();
         let first = tokio::time::timeout(context.limits.first_token, reply.until_first_token(&mut early)).await;
@@ -44,7 +49,7 @@ pub(crate) async fn complete(context: &Context, order: Order, arrival: Arrival) 
             return Err(reply.error(failure));
         }
         let node = reply.node();
-        (sse::response(stream::frames(reply, early)), node)
+        (sse::response(stream::frames(reply, early, comeback.seen())), node)
     } else {
         reply.gather().await?;
         (reply.whole(), reply.node())
@@ -60,7 +65,7 @@ pub(crate) struct Reply {
     pub(super) context: Context,
     pub(super) order: Order,
     arrival: Arrival,
-    id: String,
+    pub(super) id: String,
     /// Unix time in seconds.
     created: u64,
     events: SelectAll<Answered>,
@@ -91,19 +96,21 @@ impl Choice {
 
 impl Reply {
     /// Asks. Nothing is sent before the first event is awaited.
-    pub(crate) fn start(context: &Context, order: Order, arrival: Arrival) -> Self {
-        let queries = order.queries(context, arrival.returning);
+    pub(crate) fn start(context: &Context, order: Order, comeback: &Comeback, arrival: Arrival) -> Self {
+        let queries = order.queries(context, comeback, arrival.returning);
         let unanswered =
             |query: &Query| Choice { query: query.id, placed: None, finish: None, text: String::new(), logprobs: Vec::new() };
         let choices: Vec<Choice> = queries.iter().map(unanswered).collect();
         let mut events = SelectAll::new();
         for (index, query) in queries.into_iter().enumerate() {
             debug!(query = %query.id, model = query.model, dialect = ?order.dialect, stream = order.parameters.stream, "asked");
-            events.push(answer::ask(context.roots.clone(), query).map(move |event| (index, event)).boxed());
+            events
+                .push(answer::ask(context.roots.clone(), query, context.ending.clone()).map(move |event| (index, event)).boxed());
         }
         Reply {
             id: format!("{}{}", order.dialect.prefix(), choices[0].query),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            // The same for whoever comes back for it elsewhere.
+            created: choices[0].query.unix_seconds().unwrap_or_else(now),
             context: context.clone(),
             order,
             arrival,
@@ -147,7 +154,7 @@ impl Reply {
             let choice = &mut self.choices[index];
             match event {
                 Event::Placed(_) => {}
-                Event::Tokens(chunk) => {
+                Event::Tokens(chunk, _) => {
                     choice.text.push_str(&chunk.text);
                     choice.logprobs.extend(chunk.logprobs);
                 }
@@ -236,6 +243,10 @@ impl Reply {
         let placed = self.choices[0].placed.as_ref().filter(|placed| !placed.node.is_empty())?;
         HeaderValue::try_from(&placed.node).ok()
     }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Says in a header which node answers.

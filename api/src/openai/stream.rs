@@ -1,6 +1,6 @@
 //! A reply as it comes: one event per step of the node that runs it, the role first, the reason of the end last.
 
-use std::pin::Pin;
+use std::{fmt::Write as _, pin::Pin};
 
 use banyan_proto::{NodeName, v1};
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     Dialect,
+    comeback::{Seen, Stage},
     reply::Reply,
     shapes::{ChatChunk, ChatLogprobs, Completion, CompletionLogprobs, Delta, Usage, finish_reason},
 };
@@ -21,11 +22,20 @@ use crate::{
 const EVENTS_AT_ONCE: usize = 64;
 
 /// The frames of a reply, `early` being what came before the stream began.
-pub(super) fn frames(reply: Reply, early: Vec<(usize, Event)>) -> impl Stream<Item = Bytes> + Send {
-    let told = reply.choices.iter().map(|_| Told::default()).collect();
+///
+/// `seen` is what a client has of it that comes back.
+pub(super) fn frames(
+    reply: Reply,
+    early: Vec<(usize, Event)>,
+    seen: Option<&[Seen]>,
+) -> impl Stream<Item = Bytes> + Send + use<> {
+    let seen_of = |index| seen.map_or(Seen::default(), |seen| seen[index]);
+    let told = (0..reply.choices.len())
+        .map(|index| Told { seen: seen_of(index), behind: seen.map(|_| seen_of(index).position), ..Told::default() })
+        .collect();
     let heartbeat = Box::pin(sleep(reply.context.limits.heartbeat));
     let mut streamed = Streamed { open: reply.choices.len(), reply, told, events: Events::default(), heartbeat };
-    streamed.begin(early);
+    streamed.begin(early, seen.is_some());
     stream::unfold(streamed, |mut streamed| async move {
         let frame = streamed.frame().await?;
         Some((frame, streamed))
@@ -47,6 +57,9 @@ struct Told {
     placed: Option<v1::Placed>,
     /// Characters until now.
     offset: usize,
+    seen: Seen,
+    /// What comes before was seen by a client that came back.
+    behind: Option<u32>,
 }
 
 /// What one event adds to a choice.
@@ -59,8 +72,9 @@ struct Addition<'a> {
 }
 
 impl Streamed {
-    fn begin(&mut self, early: Vec<(usize, Event)>) {
-        for index in 0..self.reply.choices.len() {
+    fn begin(&mut self, early: Vec<(usize, Event)>, again: bool) {
+        let new = if again { 0 } else { self.reply.choices.len() };
+        for index in 0..new {
             if self.reply.order.dialect == Dialect::Chat {
                 self.write(index, Addition { role: Some("assistant"), text: Some(""), ..Default::default() });
             }
@@ -98,7 +112,14 @@ impl Streamed {
     fn take(&mut self, event: Option<Result<(usize, Event), Failure>>) {
         match event {
             Some(Ok((_, Event::Placed(_)))) => {}
-            Some(Ok((index, Event::Tokens(chunk)))) => {
+            Some(Ok((index, Event::Tokens(chunk, position)))) => {
+                let told = &mut self.told[index];
+                if told.behind.is_some_and(|behind| position <= behind) {
+                    // Seen already; what follows goes on counting behind it.
+                    let _ = CompletionLogprobs::of(&chunk.logprobs, &mut told.offset);
+                    return;
+                }
+                told.seen.position = position;
                 if !chunk.text.is_empty() || !chunk.logprobs.is_empty() {
                     self.write(index, Addition { text: Some(&chunk.text), logprobs: &chunk.logprobs, ..Default::default() });
                 }
@@ -114,15 +135,20 @@ impl Streamed {
     }
 
     fn end(&mut self, index: usize, finish: v1::Finish) {
-        if !finish.text.is_empty() {
+        if !finish.text.is_empty() && self.told[index].seen.stage < Stage::Text {
+            self.told[index].seen.stage = Stage::Text;
             self.write(index, Addition { text: Some(&finish.text), ..Default::default() });
         }
         let reason = finish_reason(&finish);
         self.reply.choices[index].finish = Some(finish);
-        self.write(index, Addition { finish: Some(reason), ..Default::default() });
+        if self.told[index].seen.stage < Stage::End {
+            self.told[index].seen.stage = Stage::End;
+            self.write(index, Addition { finish: Some(reason), ..Default::default() });
+        }
         self.open -= 1;
         if self.open == 0 {
             if self.reply.order.parameters.include_usage {
+                self.name();
                 let object = self.object();
                 let usage = Some(Some(self.reply.usage()));
                 self.events.json(&self.reply.envelope::<ChatChunk<'_>>(object, &[], usage, None));
@@ -132,6 +158,7 @@ impl Streamed {
     }
 
     fn write(&mut self, index: usize, addition: Addition<'_>) {
+        self.name();
         let choice = &self.reply.choices[index];
         let told = &mut self.told[index];
         // Told when it changes, and once more at the end, where it says who completed the answer.
@@ -154,6 +181,16 @@ impl Streamed {
                 self.events.json(&self.reply.envelope("text_completion", &[choice], usage, origin));
             }
         }
+    }
+
+    /// Says how much a client has seen that gets the next event.
+    fn name(&mut self) {
+        let mut name = format!("{}:", self.reply.id);
+        for (number, told) in self.told.iter().enumerate() {
+            let comma = if number > 0 { "," } else { "" };
+            write!(name, "{comma}{}", told.seen).expect("a text takes everything");
+        }
+        self.events.id(&name);
     }
 
     fn object(&self) -> &'static str {

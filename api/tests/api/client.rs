@@ -47,7 +47,11 @@ impl Reply {
 /// Splits a whole stream into its events' data.
 pub(crate) fn events(text: &str) -> Vec<String> {
     let text = text.strip_suffix("\n\n").unwrap_or_else(|| panic!("not framed: {text:?}"));
-    let data = |event: &str| event.strip_prefix("data: ").map(str::to_owned);
+    // One line of data, and before it perhaps the event's id.
+    let data = |event: &str| {
+        let data = event.strip_prefix("id: ").and_then(|named| named.split_once('\n')).map_or(event, |(_, data)| data);
+        data.strip_prefix("data: ").filter(|data| !data.contains('\n')).map(str::to_owned)
+    };
     text.split("\n\n").filter(|event| !event.starts_with(": ")).map(|event| data(event).expect(event)).collect()
 }
 

@@ -26,7 +26,12 @@ pub(crate) async fn rig(steps: Vec<Step>) -> Rig {
 
 /// Limits that a test does not wait for.
 pub(crate) fn quick() -> Limits {
-    Limits { root_retry: Duration::from_millis(300), drain: Duration::from_millis(200), ..Limits::default() }
+    Limits {
+        root_retry: Duration::from_millis(300),
+        failover: Duration::from_millis(300),
+        drain: Duration::from_millis(200),
+        ..Limits::default()
+    }
 }
 
 impl Rig {
@@ -74,6 +79,7 @@ pub(crate) fn view(root: Option<&str>, models: &[&str]) -> View {
         device: "cpu".into(),
         started_at: 0,
     };
-    let roots = root.map(|address| (name("main"), Root { name: name("root"), address: address.to_owned(), epoch: 1 }));
+    let roots =
+        root.map(|address| (name("main"), Root { name: name("root"), address: address.to_owned(), epoch: 1, former: vec![] }));
     View { members: BTreeMap::from([(member.name.clone(), member)]), roots: roots.into_iter().collect(), revision: 1, live: true }
 }

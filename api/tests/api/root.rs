@@ -143,6 +143,7 @@ struct Player {
 #[tonic::async_trait]
 impl Root for Player {
     type AskStream = ReceiverStream<Result<Answer, Status>>;
+    type AttachStream = ReceiverStream<Result<Answer, Status>>;
     type DeliverStream = ReceiverStream<Result<v1::Control, Status>>;
 
     async fn ask(&self, question: Request<Question>) -> Result<Response<Self::AskStream>, Status> {
@@ -180,6 +181,14 @@ impl Root for Player {
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn attach(&self, _: Request<v1::AnswerRef>) -> Result<Response<Self::AttachStream>, Status> {
+        Err(Status::unimplemented("a scripted root keeps nothing"))
+    }
+
+    async fn cancel(&self, _: Request<v1::AnswerRef>) -> Result<Response<v1::Cancelled>, Status> {
+        Err(Status::unimplemented("a scripted root keeps nothing"))
     }
 
     async fn deliver(&self, _: Request<Streaming<v1::Delivery>>) -> Result<Response<Self::DeliverStream>, Status> {

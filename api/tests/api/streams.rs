@@ -42,13 +42,15 @@ async fn a_chat_streams_byte_for_byte_as_openai_does() {
     let origin = format!(
         r#""banyan":{{"query":"{query}","node":"leaf-1","attempt":1,"running":true,"trail":[{{"node":"a","reason":"child_with_room","ms":1.5}}]}}"#
     );
+    let head = |seen: &str| format!("id: {id}:{seen}\n{head}");
+    let [started, one, two, ended] = ["0", "1", "2", "2e"].map(head);
     let expected = [
         format!(
-            r#"{head}null,"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}],{origin}}}"#
+            r#"{started}null,"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}],{origin}}}"#
         ),
-        format!(r#"{head}null,"choices":[{{"index":0,"delta":{{"content":"Hello"}},"logprobs":null,"finish_reason":null}}]}}"#),
-        format!(r#"{head}null,"choices":[{{"index":0,"delta":{{"content":" there"}},"logprobs":null,"finish_reason":null}}]}}"#),
-        format!(r#"{head}"fp_1","choices":[{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"stop"}}],{origin}}}"#),
+        format!(r#"{one}null,"choices":[{{"index":0,"delta":{{"content":"Hello"}},"logprobs":null,"finish_reason":null}}]}}"#),
+        format!(r#"{two}null,"choices":[{{"index":0,"delta":{{"content":" there"}},"logprobs":null,"finish_reason":null}}]}}"#),
+        format!(r#"{ended}"fp_1","choices":[{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"stop"}}],{origin}}}"#),
         "data: [DONE]".to_owned(),
         String::new(),
     ];

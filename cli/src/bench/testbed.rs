@@ -133,7 +133,7 @@ impl Asker {
                     return first.context("an answer came to its end without a token");
                 }
                 Some(Kind::Failed(failed)) => anyhow::bail!("the tree refused: {}", failed.message),
-                Some(Kind::Placed(_)) | None => {}
+                Some(Kind::Placed(_) | Kind::Accepted(_)) | None => {}
             }
         }
         anyhow::bail!("an answer broke off")
@@ -173,7 +173,7 @@ fn question(prompt: &str, max_tokens: u32, deadline: Duration) -> v1::Question {
         tokens_max: max_tokens,
         ..v1::Header::default()
     };
-    v1::Question { header: Some(header), payload: generation.encode_to_vec().into() }
+    v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() }
 }
 
 fn name(text: &str) -> NodeName {

@@ -78,10 +78,12 @@ fn list<'a>(member: &'a Member, all: &'a [Member], seen: Option<&'a Node>) -> Li
         address: &member.address,
         role: match member.role {
             Role::Root => "root",
+            Role::Standby => "standby",
             Role::Node => "node",
         },
         tree: member.tree.as_str(),
-        state: seen.map_or("unknown", |node| &node.state),
+        // Nobody is above a standby that could say how it is; that it holds its name says that it waits.
+        state: seen.map_or(if member.role == Role::Standby { "standby" } else { "unknown" }, |node| &node.state),
         running: seen.map(|node| node.running),
         queued: seen.map(|node| node.queued),
         models: member.models.iter().map(|model| model.id.as_str()).collect(),

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// The node that it becomes a child of; without it, it is a root, which takes queries and never infers.
     #[arg(long, env = "BANYAN_PARENT", value_name = "NAME")]
     parent: Option<NodeName>,
+    /// A root in waiting: it takes the tree's place when no root has it or its root dies, and waits again when another one has it.
+    #[arg(long, env = "BANYAN_STANDBY", conflicts_with = "parent")]
+    standby: bool,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Where to listen; by default the first free port from 7600 on, on loopback.
@@ -84,6 +87,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     };
     let config = Config {
         tree: args.tree.clone(),
+        standby: args.standby,
         advertise: args.advertise.clone(),
         routing: args.inference.routing,
         busy_at: weights.as_ref().and_then(|weights| args.inference.busy_at(weights)),
@@ -98,6 +102,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     fleet.ready().await;
     let place = match (&args.parent, served) {
         (Some(parent), Some(served)) => format!("child of {parent}, with {served}"),
+        _ if args.standby => format!("standby of the tree {}", args.tree),
         _ => format!("root of the tree {}", args.tree),
     };
     output::print(&format!("node {} is ready at {address}: {place}", args.name))

@@ -1,34 +1,24 @@
 //! The root's desk: the ledger with the payloads, clients and holders' streams that its decisions are about.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use banyan_proto::{NodeName, QueryId, v1};
-use bytes::Bytes;
-use prost::Message as _;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    input::{Ask, HolderLink, WhyFound},
+    answers::{Denied, Reader, Remembered, Said},
+    input::{Ask, Attach, HolderLink, WhyFound},
     parcel::Parcel,
 };
 use crate::{
-    ledger::{self, Action, Fault, Holder, Ledger, Why},
+    ledger::{self, Action, Event, Fault, Holder, Ledger, Why},
     router::Ticket,
     translate,
 };
 
-/// A client that reads nothing for that long, with answers waiting for it, has gone or might as well have.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
-
 /// Nodes that deliver to one root; more want a second tree.
 const HOLDERS_MAX: usize = 65_536;
 
-/// What a client may leave unread, in bytes: more than an answer's tokens with all their alternatives.
-const UNREAD_BYTES_MAX: u64 = 8 << 20;
 /// What all may leave unread together; beyond, those who have read least are cut off.
 const UNREAD_BYTES_TOTAL_MAX: u64 = 256 << 20;
 
@@ -41,6 +31,7 @@ const WAITED_US: u64 = 1000;
 pub(super) struct Desk {
     pub(super) ledger: Ledger,
     clients: HashMap<QueryId, Client>,
+    remembered: Remembered,
     holders: HashMap<u64, HolderLink>,
     /// The router's capacity changed since the ledger was last told.
     pub(super) room_changed: bool,
@@ -53,27 +44,16 @@ pub(super) struct Desk {
     noted: Option<Instant>,
 }
 
+/// A live query, and who reads its answer: one most of the time, none while somebody may come back, several when a retry
+/// overtook the end of the first try.
 struct Client {
-    serial: u64,
-    to: mpsc::UnboundedSender<v1::Answer>,
-    sent: u64,
-    /// Of all that was sent.
-    bytes: u64,
-    read: Arc<AtomicU64>,
-    /// The last time that it was seen to read, and how much it had read.
-    seen: (Instant, u64),
     header: v1::Header,
-    payload: Bytes,
+    said: Said,
+    readers: Vec<Reader>,
+    /// Whether it goes on for a while when nobody reads it.
+    resumable: bool,
     /// Whom the last attempt was sent to.
     child: Option<NodeName>,
-}
-
-impl Client {
-    /// Bytes that it has not read, about: by their number, as if all answers were of one size.
-    fn unread(&self) -> u64 {
-        let unread = self.sent.saturating_sub(super::load(&self.read));
-        self.bytes.saturating_mul(unread) / self.sent.max(1)
-    }
 }
 
 impl Desk {
@@ -81,6 +61,7 @@ impl Desk {
         Desk {
             ledger: Ledger::new(settings),
             clients: HashMap::new(),
+            remembered: Remembered::default(),
             holders: HashMap::new(),
             room_changed: false,
             broken: Vec::new(),
@@ -90,27 +71,85 @@ impl Desk {
         }
     }
 
-    /// Takes in a question; nothing when its header can't be read or its id is in use, of which the client is told.
-    pub(super) fn accept(&mut self, ask: Ask, now: Instant) -> Option<ledger::Asked> {
+    /// Takes in a question, and gives back what the ledger is to know of it. Whoever may not ask is told so.
+    pub(super) fn accept(&mut self, ask: Ask, now: u64, clock: Instant) -> Option<Event> {
         let Ask { question, serial, to, read, .. } = ask;
-        let refuse = |reason: v1::Failure, message: &str| {
-            let failed = v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() };
-            // Fails when the client has gone already.
-            let _ = to.send(answer(v1::answer::Kind::Failed(failed)));
-        };
+        let mut reader = Reader::new(serial, to, read, clock);
         let Some(asked) = translate::asked(&question) else {
-            refuse(v1::Failure::Invalid, "the question's header has no 16-byte id");
+            reader.tell(refusal(v1::Failure::Invalid, "the question's header has no 16-byte id"));
             return None;
         };
-        if self.ledger.is_live(&asked.id) {
-            refuse(v1::Failure::Duplicate, "a query with this id is being answered");
-            return None;
+        let id = asked.id;
+        let position = question.delivered.last().map_or(0, |last| last.position.saturating_add(last.ids.len() as u32));
+        let known = self.clients.get(&id).map(|client| &client.said).or_else(|| self.remembered.get(&id));
+        if let Some(known) = known {
+            if !question.again && question.digest.is_empty() {
+                reader.tell(refusal(v1::Failure::Duplicate, "a query with this id is being answered"));
+                return None;
+            }
+            let admitted = known.admits(&asked.owner, Some(&question.digest), position);
+            return self.read_along(id, reader, admitted, position, now);
         }
-        let header = question.header.unwrap_or_default();
-        let seen = (now, 0);
-        let client = Client { serial, to, sent: 0, bytes: 0, read, seen, header, payload: question.payload, child: None };
-        self.clients.insert(asked.id, client);
-        Some(asked)
+        // A retry after the first try's root and API died together finds what a node still holds.
+        let again = question.again || self.ledger.is_orphan(&id);
+        let delivered: Vec<u32> = question.delivered.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
+        let said = Said::new(&question);
+        let (header, resumable) = (question.header.unwrap_or_default(), question.resumable);
+        self.clients.insert(id, Client { header, said, readers: vec![reader], resumable, child: None });
+        Some(if again { Event::AskedAgain { asked, delivered } } else { Event::Asked(asked) })
+    }
+
+    /// Lets somebody read an answer that another API asked for, or that this one lost.
+    pub(super) fn attach(&mut self, attach: Attach, now: u64, clock: Instant) -> Option<Event> {
+        let Attach { id, owner, serial, to, read } = attach;
+        let known = self.clients.get(&id).map(|client| &client.said).or_else(|| self.remembered.get(&id));
+        let admitted = match known.filter(|said| said.is_kept()) {
+            Some(said) => said.admits(&owner, None, 0),
+            None => Err(Denied::NotFound),
+        };
+        self.read_along(id, Reader::new(serial, to, read, clock), admitted, 0, now)
+    }
+
+    fn read_along(
+        &mut self,
+        id: QueryId,
+        mut reader: Reader,
+        admitted: Result<(), Denied>,
+        position: u32,
+        now: u64,
+    ) -> Option<Event> {
+        match admitted {
+            Err(Denied::NotFound) => {
+                reader.tell(refusal(v1::Failure::NotFound, "there is no such answer here, or no longer from its start"));
+            }
+            Err(Denied::Conflict) => {
+                reader.tell(refusal(v1::Failure::Conflict, "this id belongs to another request"));
+            }
+            Ok(()) => {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    let left_us = self.ledger.delivered(&id, now).map_or(0, |(_, left)| left);
+                    client.said.repeat(&mut reader, position, left_us / 1000);
+                    client.readers.push(reader);
+                    return Some(Event::Attached { id });
+                }
+                if let Some(said) = self.remembered.get(&id) {
+                    said.repeat(&mut reader, position, 0);
+                }
+            }
+        }
+        None
+    }
+
+    /// Nobody wants an answer any more, unless somebody else still reads it. True when the ledger is to forget it at once.
+    pub(super) fn cancel(&mut self, id: &QueryId, owner: &str) -> bool {
+        let Some(client) = self.clients.get_mut(id).filter(|client| client.said.owner == owner) else { return false };
+        // The stream's own end may come later, and then there is nobody to wait for.
+        client.resumable = false;
+        let nobody = client.readers.is_empty();
+        if nobody {
+            self.clients.remove(id);
+        }
+        nobody
     }
 
     /// The message that goes down for an attempt.
@@ -125,12 +164,12 @@ impl Desk {
         }
         let header =
             v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms: left_us / 1000, trail, ..client.header.clone() };
-        let query = v1::Query { header: Some(header), payload: client.payload.clone(), delivered: delivered.to_vec() };
+        let query = v1::Query { header: Some(header), payload: client.said.payload.clone(), delivered: delivered.to_vec() };
         Some(Parcel::new(query))
     }
 
     /// Does what the ledger decided, but for sending.
-    pub(super) fn act(&mut self, action: &Action, at_hand: &mut Option<v1::part::Kind>) {
+    pub(super) fn act(&mut self, action: &Action, at_hand: &mut Option<v1::part::Kind>, now: Instant) {
         match action {
             Action::Send { .. } => {}
             Action::Deliver { id } => {
@@ -142,7 +181,9 @@ impl Desk {
                 if let Some(v1::part::Kind::Finished(end)) = at_hand.take() {
                     self.tell(id, v1::answer::Kind::End(end));
                 }
-                self.clients.remove(id);
+                if let Some(client) = self.clients.remove(id) {
+                    self.remembered.keep(now, *id, client.said);
+                }
             }
             Action::Fail { id, failure } => {
                 let said = match at_hand.take() {
@@ -171,19 +212,29 @@ impl Desk {
             Action::Cancel { stream, id, attempt } => {
                 self.control(*stream, v1::control::Kind::Cancel(translate::reference(*id, *attempt)));
             }
+            Action::Resume { stream, id, attempt, position } => {
+                let resume = v1::Resume { query: Some(translate::reference(*id, *attempt)), position: *position };
+                self.control(*stream, v1::control::Kind::Resume(resume));
+            }
             Action::Recall { stream, id, attempt } => {
                 self.control(*stream, v1::control::Kind::Recall(translate::reference(*id, *attempt)));
             }
         }
     }
 
-    /// Forgets a client that has gone; false when the query is no longer, or never was, that client's.
-    pub(super) fn forget(&mut self, id: &QueryId, serial: u64) -> bool {
-        let theirs = self.clients.get(id).is_some_and(|client| client.serial == serial);
-        if theirs {
-            self.clients.remove(id);
+    /// Forgets a reader that has gone, and gives back what the ledger is to know, when it was the last one.
+    pub(super) fn forget(&mut self, id: QueryId, serial: u64) -> Option<Event> {
+        let client = self.clients.get_mut(&id)?;
+        let before = client.readers.len();
+        client.readers.retain(|reader| reader.serial != serial);
+        if client.readers.len() == before || !client.readers.is_empty() {
+            return None;
         }
-        theirs
+        if client.resumable {
+            return Some(Event::Detached { id });
+        }
+        self.clients.remove(&id);
+        Some(Event::ClientLeft { id })
     }
 
     /// Remembers whom an attempt was sent to.
@@ -224,13 +275,20 @@ impl Desk {
 
     /// The event in a holder's message, with the message where the client or the log may need it.
     pub(super) fn read(&self, stream: u64, part: v1::Part) -> Option<(ledger::Event, Option<v1::part::Kind>)> {
-        use ledger::Event;
         use v1::part::Kind;
         let id = QueryId::from_wire(&part.id).ok()?;
         let attempt = part.attempt?.into();
         let holder = Holder { name: self.holders.get(&stream)?.name.clone(), stream };
         let kind = part.kind?;
         let event = match &kind {
+            Kind::Holding(holding) if holding.resumable => Event::Claimed {
+                id,
+                attempt,
+                holder,
+                running: holding.running,
+                from: holding.from,
+                trail: translate::trail(holding.trail.clone()),
+            },
             Kind::Holding(holding) => {
                 Event::Held { id, attempt, holder, running: holding.running, trail: translate::trail(holding.trail.clone()) }
             }
@@ -255,22 +313,23 @@ impl Desk {
         Some((event, Some(kind)))
     }
 
-    /// Clients with answers waiting that have read nothing for too long, and those that leave more unread than all may together.
+    /// Readers with answers waiting that have read nothing for too long, and those that leave more unread than all may together.
     pub(super) fn stalled_clients(&mut self, now: Instant) -> Vec<(QueryId, u64)> {
         let mut stalled = Vec::new();
         let mut unread_total = 0;
         for (id, client) in &mut self.clients {
-            let read = super::load(&client.read);
-            unread_total += client.unread();
-            if read != client.seen.1 || read == client.sent {
-                client.seen = (now, read);
-            } else if now - client.seen.0 > CLIENT_PATIENCE {
-                stalled.push((*id, client.serial));
+            for reader in &mut client.readers {
+                unread_total += reader.unread();
+                if reader.is_stalled(now) {
+                    stalled.push((*id, reader.serial));
+                }
             }
         }
         if unread_total > UNREAD_BYTES_TOTAL_MAX {
-            let mut all: Vec<(u64, QueryId, u64)> =
-                self.clients.iter().map(|(id, client)| (client.unread(), *id, client.serial)).collect();
+            let readers = |(id, client): (&QueryId, &Client)| -> Vec<(u64, QueryId, u64)> {
+                client.readers.iter().map(|reader| (reader.unread(), *id, reader.serial)).collect()
+            };
+            let mut all: Vec<(u64, QueryId, u64)> = self.clients.iter().flat_map(readers).collect();
             all.sort_unstable_by(|one, other| other.cmp(one));
             for (bytes, id, serial) in all {
                 if unread_total <= UNREAD_BYTES_TOTAL_MAX {
@@ -300,6 +359,11 @@ impl Desk {
         Some(format!("{count} queries refused since the last note, the tree is full and so are the lanes"))
     }
 
+    /// Forgets complete answers whose time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.remembered.expire(now);
+    }
+
     pub(super) fn take_broken(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.broken)
     }
@@ -320,7 +384,7 @@ impl Desk {
         }
     }
 
-    /// The root is leaving: its live queries end with a clear error.
+    /// The root is leaving: its live queries end here with a clear error, or go on at the tree's next root.
     pub(super) fn shut_down(&mut self) {
         for (_, client) in self.clients.drain() {
             let failed = v1::Failed {
@@ -329,18 +393,19 @@ impl Desk {
                 retry_after_ms: 1000,
                 ..Default::default()
             };
-            let _ = client.to.send(answer(v1::answer::Kind::Failed(failed)));
+            for mut reader in client.readers {
+                reader.tell(v1::answer::Kind::Failed(failed.clone()));
+            }
         }
         self.holders.clear();
     }
 
     fn tell(&mut self, id: &QueryId, kind: v1::answer::Kind) {
-        if let Some(client) = self.clients.get_mut(id) {
-            let answer = answer(kind);
-            client.sent += 1;
-            client.bytes += answer.encoded_len() as u64;
-            if client.unread() > UNREAD_BYTES_MAX || client.to.send(answer).is_err() {
-                self.gone.push((*id, client.serial));
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.said.note(&kind);
+        for reader in &mut client.readers {
+            if !reader.tell(kind.clone()) {
+                self.gone.push((*id, reader.serial));
             }
         }
     }
@@ -353,6 +418,6 @@ impl Desk {
     }
 }
 
-fn answer(kind: v1::answer::Kind) -> v1::Answer {
-    v1::Answer { kind: Some(kind) }
+fn refusal(reason: v1::Failure, message: &str) -> v1::answer::Kind {
+    v1::answer::Kind::Failed(v1::Failed { reason: reason.into(), message: message.to_owned(), ..Default::default() })
 }

@@ -58,7 +58,19 @@ pub(crate) enum Input {
     },
     RootLost,
     Control(v1::Control),
-    Ask(Ask),
+    Ask(Box<Ask>),
+    Attach(Attach),
+    /// An API's client has left for good.
+    CancelAnswer {
+        id: QueryId,
+        owner: String,
+    },
+    /// The node is its tree's root, in a reign of that number.
+    Reign {
+        epoch: u64,
+    },
+    /// Another one is the tree's root.
+    StepDown,
     HolderJoined(HolderLink),
     HolderGone {
         stream: u64,
@@ -152,6 +164,15 @@ pub(crate) struct Ask {
     pub(crate) read: Arc<AtomicU64>,
     /// What it takes of the memory for questions that nobody has looked at yet.
     pub(crate) _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// A wish to read an answer from its start, and where it goes.
+pub(crate) struct Attach {
+    pub(crate) id: QueryId,
+    pub(crate) owner: String,
+    pub(crate) serial: u64,
+    pub(crate) to: mpsc::UnboundedSender<v1::Answer>,
+    pub(crate) read: Arc<AtomicU64>,
 }
 
 /// The node's figures at one moment.

@@ -7,7 +7,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::{Core, input::Attached, parcel::Parcel};
-use crate::{journal::Fact, router, translate};
+use crate::{
+    journal::Fact,
+    router::{self, Action, Because},
+    translate,
+};
 
 /// Reports of room that did not open or close anything are sent at most that often.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
@@ -97,6 +101,12 @@ impl Core {
             }
         }
         match Parcel::read(query).and_then(|query| Some((translate::ticket(query.header())?, query))) {
+            Some((ticket, query)) if ticket.attempt.epoch < self.ancestry.epoch => {
+                tracing::info!(node = %self.name, query = %ticket.id, attempt = ?ticket.attempt, "refused, its root reigns no more");
+                if let Some(work) = &mut self.engine {
+                    work.act(&self.name, &Action::Refuse { id: ticket.id, because: Because::Disconnected }, Some(query));
+                }
+            }
             Some((ticket, query)) => self.route_with(router::Event::Arrived(ticket), Some(query)),
             None => tracing::warn!(node = %self.name, "a query without a readable header came down the link"),
         }

@@ -9,6 +9,11 @@ use tokio::sync::mpsc;
 use super::parcel::Parcel;
 use crate::{router::Action, translate};
 
+/// Chunks of one answer that are kept for a root that comes next; beyond, it is computed again from where that one stands.
+const SAID_BYTES_MAX: usize = 4 << 20;
+/// Answers that end while there is no root: a batch or two of short ones.
+const ENDED_MAX: usize = 1024;
+
 pub(super) struct Work {
     engine: engine::Engine,
     /// In the order of their ids, so that what is said of all of them is said in that order.
@@ -19,6 +24,8 @@ pub(super) struct Work {
     to: Option<mpsc::Sender<v1::Delivery>>,
     /// Parts for the next frame.
     parts: Vec<v1::Part>,
+    /// Answers that have ended and no root was told of.
+    untold: usize,
     /// Generated since the start.
     pub(super) tokens: u64,
 }
@@ -27,6 +34,15 @@ struct Kept {
     attempt: Attempt,
     query: v1::Query,
     sequence: Option<engine::SequenceId>,
+    /// What was computed, from `from` on: a root that comes next may need it again.
+    said: Vec<v1::Tokens>,
+    bytes: usize,
+    from: u32,
+    position: u32,
+    /// How it ended, while no root has been told.
+    end: Option<v1::part::Kind>,
+    /// The root has yet to say where to go on.
+    waits: bool,
     /// The root took it away, so it is told nothing more of it.
     silent: bool,
 }
@@ -40,6 +56,7 @@ impl Work {
             next_sequence: 0,
             to: None,
             parts: Vec::new(),
+            untold: 0,
             tokens: 0,
         }
     }
@@ -107,38 +124,100 @@ impl Work {
         for output in step.outputs {
             let sequence = output.id();
             let Some(&id) = self.sequences.get(&sequence) else { continue };
-            let Some(kept) = self.kept.get(&id) else { continue };
+            let Some(kept) = self.kept.get_mut(&id) else { continue };
             if let engine::Output::Tokens { tokens, .. } = &output {
                 self.tokens += tokens.len() as u64;
             }
             let last = output.is_last();
-            if !kept.silent
-                && let Some(kind) = translate::part_kind(output, self.engine.info())
-            {
-                self.parts.push(translate::part(id, kept.attempt, kind));
+            let kind = translate::part_kind(output, self.engine.info()).filter(|_| !kept.silent);
+            if let Some(v1::part::Kind::Tokens(tokens)) = &kind {
+                kept.note(tokens.clone());
+            }
+            let untold = last && kept.waits && kind.is_some();
+            match kind {
+                Some(kind) if kept.waits => kept.end = last.then_some(kind),
+                Some(kind) => self.parts.push(translate::part(id, kept.attempt, kind)),
+                None => {}
             }
             if last {
                 self.sequences.remove(&sequence);
-                self.kept.remove(&id);
+                kept.sequence = None;
                 ended.push(id);
+                if !untold || self.untold >= ENDED_MAX {
+                    self.kept.remove(&id);
+                } else {
+                    self.untold += 1;
+                }
             }
         }
         ended
     }
 
-    /// The way to the root is open: it hears of everything that is kept, and cancels what it gave to others meanwhile.
+    /// The way to the root is open: it hears of everything that is kept, and says where to go on or cancels what it gave to
+    /// others meanwhile.
     pub(super) fn connected(&mut self, to: mpsc::Sender<v1::Delivery>) {
         self.to = Some(to);
-        self.parts.clear();
+        self.wait_for_the_root();
         let ids: Vec<QueryId> = self.kept.iter().filter(|(_, kept)| !kept.silent).map(|(id, _)| *id).collect();
         for id in ids {
             self.say_holding(id);
         }
     }
 
+    /// There is no root: what runs goes on, and is kept for the next one.
     pub(super) fn disconnected(&mut self) {
         self.to = None;
+        self.wait_for_the_root();
+    }
+
+    fn wait_for_the_root(&mut self) {
+        // An end that is on its way out when the stream breaks is lost with it, and computed again.
         self.parts.clear();
+        for kept in self.kept.values_mut() {
+            kept.waits = true;
+        }
+    }
+
+    /// The root wants an attempt from a position on.
+    pub(super) fn resume(&mut self, id: QueryId, attempt: Attempt, position: u32) {
+        let Some(kept) = self.kept.get_mut(&id).filter(|kept| kept.attempt == attempt && !kept.silent) else {
+            // Dropped meanwhile: the root is not to wait for it.
+            self.parts.push(translate::part(id, attempt, v1::part::Kind::Returned(v1::Returned {})));
+            return;
+        };
+        let begins = |tokens: &v1::Tokens| tokens.position == position;
+        if position < kept.position && !kept.said.iter().any(begins) {
+            // Its client got these tokens in other pieces.
+            kept.silent = true;
+            if let Some(sequence) = kept.sequence {
+                self.engine.cancel(sequence);
+            }
+            self.parts.push(translate::part(id, attempt, v1::part::Kind::Returned(v1::Returned {})));
+            self.forget_ended(id, attempt);
+            return;
+        }
+        kept.waits = false;
+        for tokens in kept.said.iter().filter(|tokens| tokens.position >= position) {
+            self.parts.push(translate::part(id, attempt, v1::part::Kind::Tokens(tokens.clone())));
+        }
+        if let Some(end) = kept.end.take() {
+            self.parts.push(translate::part(id, attempt, end));
+            self.kept.remove(&id);
+            self.untold -= 1;
+        }
+    }
+
+    /// Nobody asks for an answer that ended while there was no root.
+    pub(super) fn forget_ended(&mut self, id: QueryId, attempt: Attempt) {
+        if self.kept.get(&id).is_some_and(|kept| kept.end.is_some() && kept.attempt <= attempt) {
+            self.kept.remove(&id);
+            self.untold -= 1;
+        }
+    }
+
+    /// Every attempt that is kept.
+    pub(super) fn attempts(&self) -> Vec<(QueryId, Attempt)> {
+        self.kept.iter().map(|(id, kept)| (*id, kept.attempt)).collect()
     }
 
     /// Sends the parts as one frame. False when the root does not read: the stream is dropped.
@@ -162,17 +241,33 @@ impl Work {
             if let Some(sequence) = kept.sequence {
                 self.engine.cancel(sequence);
             }
-            if !kept.silent {
+            if !kept.silent && kept.end.is_none() {
                 self.parts.push(translate::part(id, kept.attempt, v1::part::Kind::Returned(v1::Returned {})));
             }
         }
+        self.untold = 0;
         self.sequences.clear();
     }
 
     fn keep(&mut self, us: &NodeName, id: QueryId, mut query: Parcel, reason: v1::Reason) {
         query.add_hop(us, reason);
-        let attempt = query.attempt();
-        self.kept.insert(id, Kept { attempt, query: query.into_query(), sequence: None, silent: false });
+        let (attempt, query) = (query.attempt(), query.into_query());
+        let from = query.delivered.len() as u32;
+        let kept = Kept {
+            attempt,
+            query,
+            sequence: None,
+            said: Vec::new(),
+            bytes: 0,
+            from,
+            position: from,
+            end: None,
+            waits: self.to.is_none(),
+            silent: false,
+        };
+        if self.kept.insert(id, kept).is_some_and(|before| before.end.is_some()) {
+            self.untold -= 1;
+        }
     }
 
     fn execute(&mut self, id: QueryId) -> Option<QueryId> {
@@ -204,7 +299,24 @@ impl Work {
     fn say_holding(&mut self, id: QueryId) {
         let Some(kept) = self.kept.get(&id) else { return };
         let trail = kept.query.header.as_ref().map(|header| header.trail.clone()).unwrap_or_default();
-        let holding = v1::Holding { running: kept.sequence.is_some(), trail };
+        let holding = v1::Holding {
+            running: kept.sequence.is_some() || kept.end.is_some(),
+            trail,
+            resumable: kept.waits,
+            from: kept.from,
+            position: kept.position,
+        };
         self.parts.push(translate::part(id, kept.attempt, v1::part::Kind::Holding(holding)));
+    }
+}
+
+impl Kept {
+    fn note(&mut self, tokens: v1::Tokens) {
+        self.position = tokens.position.saturating_add(tokens.ids.len() as u32);
+        self.bytes += tokens.chunk.len() + 4 * tokens.ids.len() + 48;
+        self.said.push(tokens);
+        if self.bytes > SAID_BYTES_MAX {
+            (self.said, self.bytes, self.from) = (Vec::new(), 0, self.position);
+        }
     }
 }

@@ -91,7 +91,7 @@ impl Ledger {
         }
         capacity::take(&mut self.room, &waiting.model);
         let why = entry.why;
-        entry.send(now);
+        entry.send(now, self.settings.epoch);
         let ticket = Ticket {
             id: entry.id,
             attempt: entry.attempt,

@@ -62,6 +62,8 @@ pub(super) struct Entry {
     /// The attempt and the node of the last one.
     blamed: Option<(Attempt, NodeName)>,
     pub(super) recalled: bool,
+    /// Since when nobody reads its answer.
+    pub(super) detached_at: Option<u64>,
     /// Why the next attempt is sent.
     pub(super) why: Why,
     tries: Vec<Try>,
@@ -100,6 +102,7 @@ impl Entry {
             died_at: 0,
             blamed: None,
             recalled: false,
+            detached_at: None,
             why: Why::New,
             tries: Vec::new(),
             outcome: None,
@@ -121,8 +124,18 @@ impl Entry {
         }
     }
 
-    pub(super) fn send(&mut self, now: u64) {
-        self.attempt.number += 1;
+    pub(super) fn send(&mut self, now: u64, epoch: u64) {
+        self.begin(now, Attempt { epoch, number: self.attempt.number + 1 });
+    }
+
+    /// A node has held this attempt since an earlier reign: it counts as sent now.
+    pub(super) fn adopt(&mut self, now: u64, attempt: Attempt) {
+        self.why = Why::Adopted;
+        self.begin(now, attempt);
+    }
+
+    fn begin(&mut self, now: u64, attempt: Attempt) {
+        self.attempt = attempt;
         self.state = State::Sent;
         self.sent_at = now;
         self.holder = None;

@@ -66,6 +66,43 @@ pub struct Hop {
 pub enum Event {
     /// A query came.
     Asked(Asked),
+    /// A query came that was accepted before, perhaps by another root.
+    AskedAgain {
+        /// The query.
+        asked: Asked,
+        /// The tokens that its client has.
+        delivered: Vec<u32>,
+    },
+    /// The root's reign has another number: its key was lost, and taken again.
+    Reigned {
+        /// The number.
+        epoch: u64,
+    },
+    /// A node holds an attempt, perhaps since an earlier reign, and waits to be told where to go on.
+    Claimed {
+        /// Which query.
+        id: QueryId,
+        /// Which try.
+        attempt: Attempt,
+        /// Who.
+        holder: Holder,
+        /// Running or ended, else queued.
+        running: bool,
+        /// The first position that the node can deliver.
+        from: u32,
+        /// The way that it came.
+        trail: Vec<Hop>,
+    },
+    /// Nobody reads the answer now, and somebody may attach.
+    Detached {
+        /// Of which query.
+        id: QueryId,
+    },
+    /// Somebody reads the answer again.
+    Attached {
+        /// Of which query.
+        id: QueryId,
+    },
     /// What the tree can take.
     Room(Vec<Capacity>),
     /// A node keeps a query.
@@ -205,6 +242,17 @@ pub enum Action {
         /// Which try.
         attempt: Attempt,
     },
+    /// Tell a node from where on to deliver an attempt that it holds.
+    Resume {
+        /// The node's stream.
+        stream: u64,
+        /// Which query.
+        id: QueryId,
+        /// Which try.
+        attempt: Attempt,
+        /// Of the next token that the client needs.
+        position: u32,
+    },
     /// Ask a node for a query that has not started.
     Recall {
         /// The node's stream.
@@ -256,6 +304,8 @@ pub enum Failure {
     Deadline,
     /// Nodes died or failed while they ran it.
     Poison,
+    /// Its client left, and nobody came back for it.
+    Abandoned,
     /// The holder said why, in the message at hand.
     Holder,
 }
@@ -289,6 +339,8 @@ pub enum Why {
     Lost,
     /// The one before was refused.
     Refused,
+    /// A node held it since an earlier root's reign, so it was not sent.
+    Adopted,
 }
 
 /// Where a query is.

@@ -5,12 +5,15 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use banyan_proto::{NodeName, QueryId, v1, v1::root_server::Root};
+use banyan_proto::{
+    NodeName, QueryId,
+    v1::{self, AnswerRef, root_server::Root},
+};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::{self, AnswerStream, Ask, Handle, HolderLink, Input};
+use crate::core::{self, AnswerStream, Ask, Attach, Handle, HolderLink, Input};
 
 /// What questions may take that the node's task has not looked at yet, in KiB: a burst of the largest.
 const UNSEEN_KIB_MAX: usize = 64 << 10;
@@ -32,6 +35,7 @@ impl RootService {
 #[tonic::async_trait]
 impl Root for RootService {
     type AskStream = AnswerStream;
+    type AttachStream = AnswerStream;
 
     async fn ask(&self, request: Request<v1::Question>) -> Result<Response<AnswerStream>, Status> {
         let question = request.into_inner();
@@ -41,15 +45,38 @@ impl Root for RootService {
         let read = Arc::new(AtomicU64::new(0));
         let serial = self.asks.fetch_add(1, Ordering::Relaxed);
         let kib = u32::try_from(question.payload.len() / 1024 + 1).unwrap_or(u32::MAX);
-        match self.unseen.clone().try_acquire_many_owned(kib) {
-            Ok(memory) => {
+        let memory = match question.again {
+            // What was accepted once is not refused now.
+            true => self.unseen.clone().acquire_many_owned(kib.min(UNSEEN_KIB_MAX as u32)).await.ok(),
+            false => self.unseen.clone().try_acquire_many_owned(kib).ok(),
+        };
+        match memory {
+            Some(memory) => {
                 let ask = Ask { question, serial, to, read: read.clone(), _memory: Some(memory) };
-                self.core.tell(Input::Ask(ask)).await.map_err(|_| stopping())?;
+                self.core.tell(Input::Ask(Box::new(ask))).await.map_err(|_| stopping())?;
             }
             // Fails never: the other end is below.
-            Err(_) => drop(to.send(crowded())),
+            None => drop(to.send(crowded())),
         }
         Ok(Response::new(self.core.answers(id, serial, from, read)))
+    }
+
+    async fn attach(&self, request: Request<v1::AnswerRef>) -> Result<Response<AnswerStream>, Status> {
+        let wanted = request.into_inner();
+        let id = QueryId::from_wire(&wanted.id).map_err(|_| Status::invalid_argument("there is no 16-byte id"))?;
+        let (to, from) = mpsc::unbounded_channel();
+        let read = Arc::new(AtomicU64::new(0));
+        let serial = self.asks.fetch_add(1, Ordering::Relaxed);
+        let attach = Attach { id, owner: wanted.owner, serial, to, read: read.clone() };
+        self.core.tell(Input::Attach(attach)).await.map_err(|_| stopping())?;
+        Ok(Response::new(self.core.answers(id, serial, from, read)))
+    }
+
+    async fn cancel(&self, request: Request<v1::AnswerRef>) -> Result<Response<v1::Cancelled>, Status> {
+        let AnswerRef { id, owner } = request.into_inner();
+        let id = QueryId::from_wire(&id).map_err(|_| Status::invalid_argument("there is no 16-byte id"))?;
+        self.core.tell(Input::CancelAnswer { id, owner }).await.map_err(|_| stopping())?;
+        Ok(Response::new(v1::Cancelled {}))
     }
 
     type DeliverStream = futures::stream::BoxStream<'static, Result<v1::Control, Status>>;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use banyan_etcd::View;
+use banyan_etcd::{Role, View};
 use banyan_proto::{NodeName, v1};
 
 /// Tries at the wanted parent before the others: it may just be restarting.
@@ -80,6 +80,17 @@ impl Search {
     /// Everybody whom the node could attach to, in the same order.
     pub fn all(&self, wanted: &NodeName, view: &View) -> Vec<Candidate> {
         candidates(wanted, &self.ancestors, view, &self.tree, &self.us, true)
+    }
+
+    /// Whom the wanted parent's name stands for now: below a tree's root is below whoever that is.
+    pub fn home(&self, wanted: &NodeName, view: &View) -> Option<Candidate> {
+        home(wanted, view, &self.tree)
+    }
+
+    /// Whether that ancestry ends at a root which has been succeeded by another.
+    pub fn is_past(&self, ancestry: &v1::Ancestry, view: &View) -> bool {
+        let root = ancestry.ancestors.last().map(|root| root.name.as_str());
+        view.roots.get(&self.tree).is_some_and(|now| ancestry.epoch < now.epoch && root != Some(now.name.as_str()))
     }
 
     /// Whether those that can't be reached are news.
@@ -176,6 +187,20 @@ pub fn pause_after(failures: u32) -> Duration {
     PAUSE_MIN.saturating_mul(1 << failures.min(16)).min(PAUSE_MAX)
 }
 
+fn home(wanted: &NodeName, view: &View, tree: &NodeName) -> Option<Candidate> {
+    let member = view.members.get(wanted);
+    let named = |role| member.filter(|member| role == (member.role == Role::Node));
+    let candidate = |name: &NodeName, address: &str| Candidate { name: name.clone(), address: address.to_owned() };
+    if let Some(node) = named(true) {
+        return Some(candidate(wanted, &node.address));
+    }
+    if let Some(root) = view.roots.get(tree).filter(|root| root.is_called(wanted)) {
+        return Some(candidate(&root.name, &root.address));
+    }
+    // A standby has nothing to give.
+    named(false).filter(|root| root.role == Role::Root).map(|root| candidate(wanted, &root.address))
+}
+
 /// Whom to try, in order.
 fn candidates(
     wanted: &NodeName,
@@ -186,8 +211,8 @@ fn candidates(
     anybody: bool,
 ) -> Vec<Candidate> {
     let mut order = Vec::new();
-    if let Some(member) = view.members.get(wanted) {
-        order.push(Candidate { name: wanted.clone(), address: member.address.clone() });
+    if let Some(home) = home(wanted, view, tree) {
+        order.push(home);
     } else if let Some(known) = ancestors.iter().find(|known| known.name == *wanted) {
         // Gone from the registry, or the registry is gone: its last address is worth a try.
         order.push(known.clone());
