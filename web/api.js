@@ -46,38 +46,74 @@ export function complete(request, signal) {
   return answer('/v1/completions', request, signal, (choice) => choice.text);
 }
 
+/** How long to look for a lost answer, and the pause between two looks, in milliseconds. The tree keeps it for 30 s. */
+const RESUME_FOR = 30_000;
+const RESUME_PAUSE = 500;
+
 async function* answer(path, request, signal, textOf) {
-  const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-  const response = await ask(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body, signal });
-  let done = false;
-  // Read to the very end, so that the connection can serve the next request.
-  for await (const data of events(response.body)) {
-    if (data === '[DONE]') {
-      done = true;
-      continue;
+  const body = JSON.stringify({ ...request, stream: true, resumable: true, stream_options: { include_usage: true } });
+  // The last event that was seen: another API, or this one, goes on behind it.
+  let last = '';
+  let lostAt = null;
+  try {
+    for (;;) {
+      try {
+        const headers = { 'content-type': 'application/json', ...(last && { 'last-event-id': last }) };
+        const response = await ask(path, { method: 'POST', headers, body, signal });
+        let done = false;
+        // Read to the very end, so that the connection can serve the next request.
+        for await (const { data, id } of events(response.body)) {
+          last = id || last;
+          lostAt = null;
+          if (data === '[DONE]') {
+            done = true;
+            continue;
+          }
+          const event = JSON.parse(data);
+          if (event.error) throw new ApiError(event.error.message, { status: 200, code: event.error.code, retryAfter: 0 });
+          const choice = event.choices[0];
+          yield {
+            text: (choice && textOf(choice)) || undefined,
+            origin: event.banyan,
+            usage: event.usage ?? undefined,
+            reason: choice?.finish_reason ?? undefined,
+          };
+        }
+        if (done) return;
+        throw new ApiError('The answer broke off: the connection ended before it was complete.', { retryAfter: 0 });
+      } catch (error) {
+        // The line was lost, or the API that answered is gone or about to; another one knows what became of it.
+        const away = error.status === 0 || error.status >= 502 || error.code === 'shutting_down';
+        const lost = error instanceof ApiError && away && last !== '';
+        lostAt ??= performance.now();
+        if (!lost || performance.now() - lostAt > RESUME_FOR) throw error;
+        await pause(RESUME_PAUSE, signal);
+      }
     }
-    const event = JSON.parse(data);
-    if (event.error) throw new ApiError(event.error.message, { status: 200, code: event.error.code, retryAfter: 0 });
-    const choice = event.choices[0];
-    yield {
-      text: (choice && textOf(choice)) || undefined,
-      origin: event.banyan,
-      usage: event.usage ?? undefined,
-      reason: choice?.finish_reason ?? undefined,
-    };
+  } finally {
+    // It would go on for a while, for somebody to come back.
+    if (signal.aborted && last) fetch(`${path}/${last.split(':')[0]}`, { method: 'DELETE', keepalive: true }).catch(() => {});
   }
-  if (!done) throw new ApiError('The answer broke off: the connection ended before it was complete.', { retryAfter: 0 });
+}
+
+/** @param {number} ms @param {AbortSignal} signal */
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    setTimeout(resolve, ms);
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+  });
 }
 
 /**
- * The data of server-sent events, one by one; comments are signs of life and skipped.
+ * Server-sent events, one by one; comments are signs of life and skipped.
  * @param {ReadableStream<Uint8Array>} body
- * @returns {AsyncGenerator<string>}
+ * @returns {AsyncGenerator<{data: string, id: string}>}
  */
 export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let unread = '';
   let data = [];
+  let id = '';
   try {
     for (;;) {
       let read;
@@ -94,8 +130,9 @@ export async function* events(body) {
       unread = lines.pop() ?? '';
       for (const line of lines) {
         if (line.startsWith('data:')) data.push(line.slice(5).replace(/^ /, ''));
+        if (line.startsWith('id:')) id = line.slice(3).replace(/^ /, '');
         if (line === '' && data.length > 0) {
-          yield data.join('\n');
+          yield { data: data.join('\n'), id };
           data = [];
         }
       }
