@@ -102,7 +102,11 @@ impl Client {
             tokens_max: self.wish.prompt_tokens + self.wish.tokens,
             ..v1::Header::default()
         };
-        (v1::Question { header: Some(header), payload: generation.encode_to_vec().into() }, to, self.read.clone())
+        (
+            v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() },
+            to,
+            self.read.clone(),
+        )
     }
 
     /// Whether it was answered, or told why not, or does not want to know.
@@ -176,6 +180,8 @@ impl Client {
                 self.failed = Some(failed.reason());
                 self.end(now);
             }
+            // Said to those who come back; none does here.
+            Some(v1::answer::Kind::Accepted(_)) => {}
             None => return Err("an answer that says nothing".to_owned()),
         }
         Ok(())

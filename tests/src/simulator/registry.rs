@@ -79,7 +79,7 @@ impl Registry {
             Some(member) => {
                 if member.role == Role::Root {
                     let epoch = member.incarnation;
-                    let root = Root { name: name.clone(), address: member.address.clone(), epoch };
+                    let root = Root { name: name.clone(), address: member.address.clone(), epoch, former: Vec::new() };
                     self.seen.roots.insert(member.tree.clone(), root);
                 }
                 self.seen.members.insert(name, member);
