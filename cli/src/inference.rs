@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use banyan_engine::{
     Calibration, DeviceChoice, Dtype, Engine, Info, KvDtype, LoadOptions, Model, Options, Progress, Source, calibrate, fake,
-    threads,
 };
 use banyan_node::Routing;
 
@@ -62,7 +61,8 @@ pub(crate) struct InferenceArgs {
     /// tokens a second.
     #[arg(long, env = "BANYAN_BATCH", value_name = "N", default_value = "auto")]
     pub(crate) batch: Sequences,
-    /// CPU threads of each engine; by default the nodes of a process divide the cores.
+    /// CPU threads of each engine at most; by default as many as cores. The nodes of a process share its cores: those that are
+    /// busy divide them.
     #[arg(long, env = "BANYAN_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Memory for the KV of an engine's sequences, such as 2GB or 512MiB; by default the engines of a process take a quarter of
@@ -119,17 +119,17 @@ impl InferenceArgs {
         let loading = tokio::task::spawn_blocking(move || {
             let model = Arc::new(args.model.load(args.kv_memory, nodes)?);
             let measures = args.batch == Sequences::Auto || args.busy_at == Sequences::Auto;
-            let measured = measures.then(|| calibrate(&model, &args.options(0, nodes))).transpose();
+            let measured = measures.then(|| calibrate(&model, &args.options(nodes))).transpose();
             Ok::<_, Failure>(Weights::Local { calibration: measured.map_err(anyhow::Error::new)?, model })
         });
         loading.await.map_err(|error| anyhow::Error::new(error).context("loading the model failed"))?
     }
 
-    /// Of the node `index` of the `nodes` in this process.
-    fn options(&self, index: usize, nodes: usize) -> Options {
-        let threads = self.threads.map_or_else(|| threads::share(index, nodes), usize::from);
+    /// Of a node, one of the `nodes` in this process.
+    fn options(&self, nodes: usize) -> Options {
+        let threads = self.threads.map(usize::from);
         let speculate = self.speculate == Speculate::Auto;
-        Options { threads: Some(threads), kv_memory: self.kv_memory, engines: nodes, speculate, ..Options::default() }
+        Options { threads, kv_memory: self.kv_memory, engines: nodes, speculate, ..Options::default() }
     }
 
     /// With how many sequences a node is busy; `None`: with as many as it batches.
@@ -140,12 +140,12 @@ impl InferenceArgs {
         })
     }
 
-    /// Starts the engine of the node `index` of the `nodes` in this process.
-    pub(crate) fn start(&self, weights: &Weights, index: usize, nodes: usize) -> Result<fleet::Engine, Failure> {
+    /// Starts the engine of one of the `nodes` in this process.
+    pub(crate) fn start(&self, weights: &Weights, nodes: usize) -> Result<fleet::Engine, Failure> {
         match weights {
             Weights::Local { model, calibration } => {
                 let measured = calibration.as_ref().map(|measured| measured.batch_max);
-                let options = self.options(index, nodes);
+                let options = self.options(nodes);
                 let options = Options { batch_max: self.batch.given().or(measured).unwrap_or(options.batch_max), ..options };
                 Ok(Engine::start(Arc::clone(model), options).map_err(anyhow::Error::new)?)
             }

@@ -99,7 +99,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let mut served = String::new();
     for number in 1..=args.nodes {
         let name: NodeName = format!("node-{number}").parse().expect("a valid name");
-        let engine = args.inference.start(&weights, usize::from(number - 1), usize::from(args.nodes))?;
+        let engine = args.inference.start(&weights, usize::from(args.nodes))?;
         served = inference::describe(engine.0.info(), busy_at);
         let config = Config { busy_at, batch_max: args.inference.batch.given(), ..configured(Config::child(name, root.clone())) };
         fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;

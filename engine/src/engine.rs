@@ -42,7 +42,8 @@ pub struct Info {
 pub struct Options {
     /// Sequences that run at once.
     pub batch_max: u32,
-    /// CPU threads; `None`: as many as cores. Several engines of one process divide them: see [`threads::share`].
+    /// CPU threads at most; `None`: as many as cores, and never more. The engines of a process share its cores: those that are
+    /// busy divide them.
     pub threads: Option<usize>,
     /// Tokens that go through the model in one step: what a long prompt may delay the other sequences by.
     pub step_tokens: u32,
@@ -130,7 +131,7 @@ impl Engine {
         let Room { pages, context } =
             room(whole, page_bytes, batch_max, options.kv_memory, options.engines, memory::available())?;
         let cache = model.cache(pages).map_err(StartError::Device)?;
-        let pool = Pool::new(threads).map_err(StartError::Thread)?;
+        let pool = Pool::shared(threads).map_err(StartError::Thread)?;
         // Every decoding sequence gets its token in every step, and prompts still progress.
         let step_tokens = options.step_tokens.max(batch_max.saturating_add(1));
         // Elsewhere a row's bits depend on how many are computed together, and a guess could change the text.

@@ -32,7 +32,7 @@ pub struct Meter {
 impl Meter {
     /// For so many threads.
     pub fn new(threads: usize) -> std::io::Result<Meter> {
-        Ok(Meter { isa: Isa::detect(), pool: Pool::new(threads)? })
+        Ok(Meter { isa: Isa::detect(), pool: Pool::shared(threads)? })
     }
 
     /// Takes about a third of a second, and 256 MiB meanwhile; `None` where the system has not so much.

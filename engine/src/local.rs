@@ -13,7 +13,7 @@ use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::sampler::Peaks;
 use crate::{Model, Profile, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, admission};
 
-/// One engine's part: the weights are shared, the KV pages and the threads are its own.
+/// One engine's part: the weights are shared, the KV pages are its own, and the threads are those that other engines leave.
 pub(crate) struct Local {
     model: Arc<Model>,
     cache: Storage,
@@ -152,6 +152,7 @@ impl Backend for Local {
     type Language = Served;
 
     fn compute(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
+        self.pool.stay();
         let begun = self.profiler.as_ref().and_then(Profiler::begin);
         let rows = |item: &Item<'_, State>| item.count + item.draft.len();
         let samples = |item: &Item<'_, State>| if item.samples { 1 + item.draft.len() } else { 0 };
@@ -161,6 +162,10 @@ impl Backend for Local {
             profiler.end(shape, begun);
         }
         outcomes
+    }
+
+    fn rest(&mut self) {
+        self.pool.rest();
     }
 }
 

@@ -126,7 +126,7 @@ pub fn run(source: &Source, plan: &Plan, tell: &dyn Fn(usize, usize)) -> Result<
         Model::load(source, &options, &Progress::silent()).map_err(|source| QualityError::Load { dtype, source })
     };
     let reference = load(Dtype::F32, KvDtype::F32)?;
-    let pool = Pool::new(plan.threads.unwrap_or_else(threads::available)).map_err(candle_core::Error::wrap);
+    let pool = Pool::shared(plan.threads.unwrap_or_else(threads::available)).map_err(candle_core::Error::wrap);
     let pool = pool.map_err(QualityError::Compute)?;
     let windows = windows(&reference, plan)?;
     let window = windows.iter().map(Vec::len).max().unwrap_or_default();

@@ -44,6 +44,9 @@ pub(crate) trait Backend {
 
     /// One forward pass: what came of each item. After an error or a panic the items are as before, and may be tried again.
     fn compute(&mut self, items: &mut [Item<'_, State<Self>>]) -> Result<Vec<Outcome>, String>;
+
+    /// Nothing will be computed until somebody else does something.
+    fn rest(&mut self) {}
 }
 
 type State<B> = <<B as Backend>::Language as Language>::State;
@@ -127,13 +130,14 @@ pub(crate) fn run<B: Backend>(
     }
 }
 
-/// False: nobody listens any more, or the engine is to stop.
-fn send(steps: &mpsc::Sender<Step>, step: Step, stop: &watch::Receiver<bool>) -> bool {
+/// Calls `waits` where nobody has read the steps before. False: nobody listens any more, or the engine is to stop.
+fn send(steps: &mpsc::Sender<Step>, step: Step, stop: &watch::Receiver<bool>, waits: impl FnOnce()) -> bool {
     let step = match steps.try_send(step) {
         Ok(()) => return true,
         Err(mpsc::error::TrySendError::Closed(_)) => return false,
         Err(mpsc::error::TrySendError::Full(step)) => step,
     };
+    waits();
     let runtime = match tokio::runtime::Builder::new_current_thread().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -168,6 +172,7 @@ impl<B: Backend> Runner<'_, B> {
     fn listen(&mut self, commands: &Receiver<Command>) -> bool {
         self.read_here = 0;
         if self.scheduler.is_idle() && self.outputs.is_empty() {
+            self.backend.rest();
             match commands.recv() {
                 Ok(command) => {
                     if !self.obey(command) {
@@ -263,7 +268,7 @@ impl<B: Backend> Runner<'_, B> {
     /// Sends the news. False: nobody listens any more, or the engine is to stop.
     fn tell(&mut self, steps: &mpsc::Sender<Step>, stop: &watch::Receiver<bool>) -> bool {
         let outputs = std::mem::take(&mut self.outputs);
-        outputs.is_empty() || send(steps, Step { outputs }, stop)
+        outputs.is_empty() || send(steps, Step { outputs }, stop, || self.backend.rest())
     }
 
     /// Who is in the next step; newcomers are news.

@@ -96,7 +96,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         lanes: args.lanes.limits(),
         ..base
     };
-    let engine = weights.as_ref().map(|weights| args.inference.start(weights, 0, 1)).transpose()?;
+    let engine = weights.as_ref().map(|weights| args.inference.start(weights, 1)).transpose()?;
     let served = engine.as_ref().map(|(engine, _)| inference::describe(engine.info(), config.busy_at));
     let address = fleet.start_node(config, registry, engine, listener).await?.address().to_owned();
     fleet.ready().await;

@@ -72,7 +72,7 @@ impl Form {
 
 impl<'a> Weights<'a> {
     pub(crate) fn new(source: From<'a>, form: Form, device: Device) -> Result<Weights<'a>, LoadError> {
-        let pool = Pool::new(threads::available());
+        let pool = Pool::shared(threads::available());
         let pool = pool.map_err(|error| LoadError::Device(format!("no threads to load with: {error}")))?;
         Ok(Weights { source, form, device, pool, taken: Mutex::default(), packed: Mutex::default() })
     }

@@ -87,6 +87,23 @@ fn an_answer_does_not_depend_on_company_threads_or_chunks() {
 }
 
 #[test]
+fn two_engines_at_once_answer_as_each_would_alone() {
+    for dtype in [Dtype::F32, Dtype::Q8] {
+        let requests =
+            |of: u64| (1..=5).map(move |id| greedy(id, &format!("{} {STORY}", "Up, up! ".repeat((of * id) as usize)), 24));
+        let run = |of: u64| {
+            let (engine, mut steps) = engine(dtype, Options::default());
+            let answers = ask(&engine, &mut steps, requests(of));
+            answers.into_values().map(|answer| (answer.text(), answer.tokens)).collect::<Vec<_>>()
+        };
+        let alone = [run(1), run(2)];
+        let together =
+            std::thread::scope(|scope| [1, 2].map(|of| scope.spawn(move || run(of))).map(|engine| engine.join().unwrap()));
+        assert_eq!(together, alone, "{dtype}");
+    }
+}
+
+#[test]
 fn an_answer_resumes_at_every_token() {
     let (engine, mut steps) = engine(Dtype::Q8, Options { step_tokens: 24, speculate: false, ..Options::default() });
     let sampling = Sampling {
