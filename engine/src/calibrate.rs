@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Receiver;
 use tracing::info;
 
 use crate::room::{Room, room};
-use crate::{Engine, Model, Options, Output, Request, SequenceId, StartError, Step, kv, memory};
+use crate::{Engine, Model, Options, Output, Request, SequenceId, StartError, Step, kv};
 
 /// How long to measure. The size that is being measured is measured to its end, so a large model takes two of its steps more.
 const BUDGET: Duration = Duration::from_millis(200);
@@ -43,7 +43,7 @@ pub struct Calibration {
 pub fn calibrate(model: &Arc<Model>, options: &Options) -> Result<Calibration, StartError> {
     let (shape, page_bytes) = (model.kv_shape(), model.page_bytes());
     let Room { pages, context } =
-        room(shape.context, page_bytes, BATCH_MOST, options.kv_memory, options.engines, memory::available())?;
+        room(shape.context, page_bytes, BATCH_MOST, options.kv_memory, options.engines, model.memory_available())?;
     let usual = context.min(USUAL_TOKENS).div_ceil(kv::PAGE_TOKENS);
     let fit = (pages / usual).clamp(1, BATCH_MOST);
     let (engine, mut steps) = Engine::start(Arc::clone(model), Options { batch_max: fit, speculate: false, ..options.clone() })?;

@@ -12,7 +12,7 @@ use crate::local::{Local, Served};
 use crate::room::{Room, room};
 use crate::runner::{self, Backend, Command, Outlets, STEPS_WAITING};
 use crate::scheduler::{Limits, Recording, Scheduler, Stats};
-use crate::{KvMemory, Model, Profile, Request, SequenceId, Step, fake, kv, memory, threads};
+use crate::{KvMemory, Model, Profile, Request, SequenceId, Step, fake, kv, threads};
 
 /// What an engine serves, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ impl Engine {
         let threads = options.threads.unwrap_or_else(threads::available);
         let (whole, page_bytes) = (model.kv_shape().context, model.page_bytes());
         let Room { pages, context } =
-            room(whole, page_bytes, batch_max, options.kv_memory, options.engines, memory::available())?;
+            room(whole, page_bytes, batch_max, options.kv_memory, options.engines, model.memory_available())?;
         let cache = model.cache(pages).map_err(StartError::Device)?;
         let pool = Pool::shared(threads).map_err(StartError::Thread)?;
         // Every decoding sequence gets its token in every step, and prompts still progress.

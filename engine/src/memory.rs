@@ -2,12 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+
 /// Bytes that this process can have without swapping and without being ended for it, where the system says so.
 pub(crate) fn available() -> Option<u64> {
     let system = read("/proc/meminfo".as_ref()).and_then(|text| of_meminfo(&text));
     let groups = read("/proc/self/cgroup".as_ref()).unwrap_or_default();
     let limits = folders(&groups).into_iter().filter_map(|folder| of_group(&folder, &|name| read(&folder.join(name))));
     limits.chain(system).min()
+}
+
+/// The same for the memory that a device computes in.
+pub(crate) fn available_on(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => available(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => gpu.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64),
+        _ => None,
+    }
 }
 
 fn read(path: &Path) -> Option<String> {

@@ -152,13 +152,13 @@ impl Group {
         let Group { sequences, rows, keys: length, .. } = *self;
         let Heads { queries, kv, dim } = heads;
         let shared = queries / kv;
-        // The heads that share keys are rows of one product.
-        let asking = asking.index_select(&self.from, 0)?.reshape((sequences, rows, kv, shared, dim))?;
+        // The heads that share keys are rows of one product. Scaled before it, because f16 ends at 65,504.
+        let asking = (asking * f64::from(scale))?.index_select(&self.from, 0)?.reshape((sequences, rows, kv, shared, dim))?;
         let asking = asking.permute((0, 2, 3, 1, 4))?.contiguous()?.reshape((sequences * kv, shared * rows, dim))?;
         let seen = keys.index_select(&self.slots, 0)?.reshape((sequences, length, kv, dim))?;
         let seen = seen.permute((0, 2, 3, 1))?.contiguous()?.reshape((sequences * kv, dim, length))?;
         // Scores and weights in f32, whatever the model computes in: sums of thousands of small numbers.
-        let scores = (asking.matmul(&seen)?.to_dtype(DType::F32)? * f64::from(scale))?;
+        let scores = asking.matmul(&seen)?.to_dtype(DType::F32)?;
         let scores = scores.reshape((sequences, kv, shared, rows, length))?.broadcast_add(&self.mask)?;
         let weights = softmax_last_dim(&scores)?.to_dtype(values.dtype())?;
         let weights = weights.reshape((sequences * kv, shared * rows, length))?;

@@ -1,12 +1,22 @@
 //! Whether a model fits into memory, before any of it is loaded.
 
+use candle_core::DType;
+
 use super::LoadOptions;
 use super::network::Config;
 use super::weights::{Form, Role};
 use crate::kv::PAGE_TOKENS;
-use crate::{Checkpoint, Dtype, LoadError, room};
+use crate::{Checkpoint, Dtype, LoadError};
 
-/// Refuses a model whose weights and KV memory are more than the `available` bytes: for each engine the `kv_memory` that was
+/// Where a model is going to be.
+pub(super) struct Room {
+    /// By its name.
+    pub(super) device: String,
+    /// Bytes, where that is known.
+    pub(super) available: Option<u64>,
+}
+
+/// Refuses a model whose weights and KV memory are more than the available bytes: for each engine the `kv_memory` that was
 /// asked for, or the least that serves one sequence. Also an asked one that serves none.
 pub(super) fn check(
     name: &str,
@@ -14,28 +24,35 @@ pub(super) fn check(
     config: &Config,
     form: Form,
     options: &LoadOptions,
-    available: Option<u64>,
+    room: &Room,
 ) -> Result<(), LoadError> {
     let (shape, engines) = (config.kv_shape(), options.engines.max(1) as u64);
     // Where the weights are as the checkpoint has them, f32 is the most that keys and values can become.
     let page_bytes = shape.page_bytes(options.kv_dtype.settled(form.dtype(Role::Projection, Dtype::F32)));
-    room::room(shape.context, page_bytes, 1, options.kv_memory, 1, None)?;
-    let Some(available) = available else { return Ok(()) };
-    let each = options.kv_memory.unwrap_or(room::least_bytes(shape.context, page_bytes));
+    crate::room::room(shape.context, page_bytes, 1, options.kv_memory, 1, None)?;
+    let Some(available) = room.available else { return Ok(()) };
+    let each = options.kv_memory.unwrap_or(crate::room::least_bytes(shape.context, page_bytes));
     let (weights, kv) = (weights_bytes(checkpoint, config, form), each.saturating_mul(engines));
     if weights.saturating_add(kv) <= available {
         return Ok(());
     }
     let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
-    let Form::Packed(asked) = form else { return Ok(()) };
-    let smaller = [Dtype::Q8, Dtype::Q4].into_iter().find_map(|dtype| {
-        let bytes = weights_bytes(checkpoint, config, Form::Packed(dtype));
+    let (asked, narrower) = match form {
+        Form::Packed(asked) => (asked.to_string(), vec![Form::Packed(Dtype::Q8), Form::Packed(Dtype::Q4)]),
+        Form::Plain(asked) => (asked.as_str().to_owned(), vec![Form::Plain(DType::BF16)]),
+    };
+    let smaller = narrower.into_iter().find_map(|form| {
+        let (dtype, bytes) = (form.dtype(Role::Projection, Dtype::F32), weights_bytes(checkpoint, config, form));
         (bytes < weights && bytes.saturating_add(kv) <= available)
             .then(|| format!("take --dtype {dtype} ({} MB), ", megabytes(bytes)))
     });
+    let (on, otherwise) = match form {
+        Form::Packed(_) => (String::new(), "end other programs, or serve a smaller model".to_owned()),
+        Form::Plain(_) => (format!(" on {}", room.device), "end other programs there, or take --device cpu".to_owned()),
+    };
     Err(LoadError::TooLarge(format!(
         "{name} needs {} MB for its weights with --dtype {asked} and {} MB for the keys and values of {} tokens{}, \
-         and {} MB of memory are free: {}end other programs, or serve a smaller model",
+         and {} MB of memory are free{on}: {}{otherwise}",
         megabytes(weights),
         megabytes(kv),
         each / page_bytes * u64::from(PAGE_TOKENS),
@@ -71,12 +88,13 @@ mod tests {
     fn a_model_that_does_not_fit_is_refused_with_figures_and_a_way_out() {
         let checkpoint = Checkpoint::open(&Folder::Bundled).unwrap();
         let config = Config::read(checkpoint.config(), "config.json").unwrap();
-        let check = |dtype, engines, kilobytes: u64| {
-            let options = LoadOptions { kv_dtype: KvDtype::F32, engines, ..LoadOptions::default() };
-            let error = check("tiny", &checkpoint, &config, Form::Packed(dtype), &options, Some(kilobytes * 1000)).err();
-            error.map(|error| error.to_string())
+        let on = |device: &str, form, kv_dtype, engines, kilobytes: u64| {
+            let options = LoadOptions { kv_dtype, engines, ..LoadOptions::default() };
+            let room = Room { device: device.into(), available: Some(kilobytes * 1000) };
+            check("tiny", &checkpoint, &config, form, &options, &room).err().map(|error| error.to_string())
         };
-        let kv = room::least_bytes(config.kv_shape().context, config.kv_shape().page_bytes(KvDtype::F32)) / 1000;
+        let check = |dtype, engines, kilobytes| on("cpu", Form::Packed(dtype), KvDtype::F32, engines, kilobytes);
+        let kv = crate::room::least_bytes(config.kv_shape().context, config.kv_shape().page_bytes(KvDtype::F32)) / 1000;
         let weights = |dtype| weights_bytes(&checkpoint, &config, Form::Packed(dtype)) / 1000;
         assert_eq!((check(Dtype::F32, 1, 40_000), check(Dtype::Q8, 1, weights(Dtype::Q8) + kv + 2)), (None, None));
         let refused = check(Dtype::F32, 1, 20_000).unwrap();
@@ -87,6 +105,15 @@ mod tests {
         assert_eq!(check(Dtype::Q8, 2, two), None);
         let refused = check(Dtype::Q8, 3, two).unwrap();
         assert!(refused.contains("tokens in each of 3 engines"), "{refused}");
+        let on_gpu = |dtype, kilobytes| on("cuda:0", Form::Plain(dtype), KvDtype::Auto, 1, kilobytes);
+        assert_eq!((on_gpu(DType::F32, 40_000), on_gpu(DType::F16, 20_000)), (None, None));
+        let refused = on_gpu(DType::F32, 20_000).unwrap();
+        assert!(refused.contains("--dtype f32") && refused.contains("free on cuda:0: take --dtype bf16 ("), "{refused}");
+        let refused = on_gpu(DType::F16, 10_000).unwrap();
+        assert!(
+            refused.contains("--dtype f16") && refused.ends_with("end other programs there, or take --device cpu"),
+            "{refused}"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use sha2::{Digest, Sha256};
 use tracing::info;
 
@@ -55,8 +55,17 @@ impl fmt::Debug for Model {
 impl Model {
     /// Loads a model's files and brings its weights into the form in which they are computed with; what was read is let go.
     pub fn load(source: &Source, options: &LoadOptions, progress: &Progress) -> Result<Model, LoadError> {
-        let (device, form) = place(options)?;
-        let model = Model::load_on(source, device, form, Isa::detect(), options, progress);
+        let device = place(options)?;
+        let checkpoint = Checkpoint::open(source.folder())?;
+        let form = if device.is_cpu() { Some(Form::Packed(options.dtype)) } else { Form::on_gpu(options.dtype, &checkpoint) };
+        let form = form.ok_or_else(|| {
+            let gpu = device.tag();
+            LoadError::Unsupported(format!(
+                "on {gpu} this version computes in f32, f16 and bf16: take --dtype bf16, or --device cpu"
+            ))
+        })?;
+        let model = Model::load_on(source, &checkpoint, device, form, Isa::detect(), options, progress);
+        drop(checkpoint);
         give_back();
         model
     }
@@ -83,11 +92,12 @@ impl Model {
     #[cfg(test)]
     pub(crate) fn load_as(source: &Source, device: Device, form: Form, kv_dtype: KvDtype, isa: Isa) -> Result<Model, LoadError> {
         let options = LoadOptions { kv_dtype, ..LoadOptions::default() };
-        Model::load_on(source, device, form, isa, &options, &Progress::silent())
+        Model::load_on(source, &Checkpoint::open(source.folder())?, device, form, isa, &options, &Progress::silent())
     }
 
     fn load_on(
         source: &Source,
+        checkpoint: &Checkpoint,
         device: Device,
         form: Form,
         isa: Isa,
@@ -95,15 +105,13 @@ impl Model {
         progress: &Progress,
     ) -> Result<Model, LoadError> {
         let folder = source.folder();
-        let checkpoint = Checkpoint::open(folder)?;
         let config = Config::read(checkpoint.config(), &folder.show("config.json"))?;
-        if device.is_cpu() {
-            fit::check(source.name(), &checkpoint, &config, form, options, memory::available())?;
-        }
+        let room = fit::Room { device: device.tag(), available: memory::available_on(&device) };
+        fit::check(source.name(), checkpoint, &config, form, options, &room)?;
         let (body, known_by) = config.body();
         let prefix = if checkpoint.has(&format!("{body}{known_by}")) { body } else { "" };
         let loading = progress.loading(source.name(), checkpoint.bytes());
-        let weights = Weights::new(From::Checkpoint(&checkpoint, prefix, loading), form, device)?;
+        let weights = Weights::new(From::Checkpoint(checkpoint, prefix, loading), form, device)?;
         // The tokenizer takes as long as some layers, on one thread.
         let (network, tokenizer) = thread::scope(|scope| {
             let tokenizer = scope.spawn(|| Tokenizer::open(folder).inspect(|_| give_back()));
@@ -149,7 +157,7 @@ impl Model {
         };
         let mut hash = Sha256::new();
         hash.update(weights.identity());
-        let (config, kernels, device) = (&model.config, model.kernels(), model.device.tag());
+        let (config, dtype, kernels, device) = (&model.config, model.dtype(), model.kernels(), model.device.tag());
         hash.update(format!("{config:?} {dtype} {kv_dtype} {kernels} {device} {}", env!("CARGO_PKG_VERSION")));
         // Half of it is enough to tell models apart, and short enough to read out.
         model.fingerprint = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -162,7 +170,7 @@ impl Model {
             context: self.config.kv_shape().context,
             chat: self.template.own(),
             device: self.device.tag(),
-            dtype: self.dtype.to_string(),
+            dtype: self.dtype(),
             batch_max,
             fingerprint: self.fingerprint.clone(),
             parameters: self.config.parameters(),
@@ -187,6 +195,14 @@ impl Model {
         }
     }
 
+    /// As what most weights of the layers are stored.
+    fn dtype(&self) -> String {
+        match self.form {
+            Form::Packed(_) => self.dtype.to_string(),
+            Form::Plain(dtype) => dtype.as_str().to_owned(),
+        }
+    }
+
     /// What computes: the name of a kernel set, or candle.
     pub fn kernels(&self) -> String {
         match self.form {
@@ -208,6 +224,11 @@ impl Model {
     /// Bytes of a KV page of all layers.
     pub(crate) fn page_bytes(&self) -> u64 {
         self.kv_shape().page_bytes(self.kv_dtype())
+    }
+
+    /// Bytes that are free where it computes, as far as that is known.
+    pub(crate) fn memory_available(&self) -> Option<u64> {
+        memory::available_on(&self.device)
     }
 
     pub(crate) fn kv_shape(&self) -> kv::Shape {
@@ -235,12 +256,11 @@ impl Tag for Device {
     }
 }
 
-/// The device and form that options ask for.
-fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
-    let dtype = options.dtype;
+/// The device that options ask for.
+fn place(options: &LoadOptions) -> Result<Device, LoadError> {
     let gpu = match options.device {
-        DeviceChoice::Cpu => return Ok((Device::Cpu, Form::Packed(dtype))),
-        DeviceChoice::Auto if !candle_core::utils::cuda_is_available() => return Ok((Device::Cpu, Form::Packed(dtype))),
+        DeviceChoice::Cpu => return Ok(Device::Cpu),
+        DeviceChoice::Auto if !candle_core::utils::cuda_is_available() => return Ok(Device::Cpu),
         DeviceChoice::Auto => 0,
         DeviceChoice::Cuda(gpu) => gpu,
     };
@@ -252,13 +272,7 @@ fn place(options: &LoadOptions) -> Result<(Device, Form), LoadError> {
         Ok(_) if options.kv_dtype != KvDtype::Auto => Err(LoadError::Unsupported(format!(
             "on cuda:{gpu} keys and values are kept as the weights are: leave --kv-dtype out, or take --device cpu"
         ))),
-        Ok(device) => match dtype {
-            Dtype::Auto | Dtype::F32 => Ok((device, Form::Plain(DType::F32))),
-            Dtype::Bf16 => Ok((device, Form::Plain(DType::BF16))),
-            Dtype::Q8 | Dtype::Q4 => Err(LoadError::Unsupported(format!(
-                "on cuda:{gpu} this version computes in f32 and bf16: take --dtype bf16, or --device cpu"
-            ))),
-        },
+        Ok(device) => Ok(device),
         // With `auto`, a GPU that is there and does not work is still worth an error: silently slow is worse.
         Err(error) => {
             Err(LoadError::Device(format!("cuda:{gpu} can't be used ({error}): check nvidia-smi, or take --device cpu")))

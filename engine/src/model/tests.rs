@@ -6,7 +6,7 @@ use super::{Config, Form, Model};
 use crate::kernels::{Isa, Pool, Segment};
 use crate::kv::{PAGE_TOKENS, Storage};
 use crate::pages::Pages;
-use crate::{Dtype, KvDtype, Source};
+use crate::{Checkpoint, Dtype, Folder, KvDtype, Source};
 
 fn load(form: Form, isa: Isa) -> Model {
     load_with(form, KvDtype::Auto, isa)
@@ -167,13 +167,26 @@ fn q8_stays_near_f32() {
 }
 
 #[test]
-fn candles_operations_in_bf16_stay_near_f32() {
+fn candles_operations_in_16_bits_stay_near_f32() {
     let pool = Pool::new(2).unwrap();
     let text = text();
     let bench = |dtype| Bench::new(&load(Form::Plain(dtype), Isa::detect()), &pool).by(&text, 75);
-    let (f32, bf16) = (bench(DType::F32), bench(DType::BF16));
-    let worst = f32.iter().flatten().zip(bf16.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-    assert!(worst > 0.0 && worst < 0.5, "{worst}");
+    let f32 = bench(DType::F32);
+    for (dtype, most) in [(DType::BF16, 0.5), (DType::F16, 0.1)] {
+        let narrow = bench(dtype);
+        let worst = f32.iter().flatten().zip(narrow.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+        assert!(worst > 0.0 && worst < most, "{dtype:?}: {worst}");
+    }
+}
+
+#[test]
+fn a_gpu_computes_in_what_the_checkpoint_has_unless_somebody_asks() {
+    let checkpoint = Checkpoint::open(&Folder::Bundled).unwrap();
+    let forms = [Dtype::Auto, Dtype::F32, Dtype::Bf16, Dtype::Q8].map(|asked| Form::on_gpu(asked, &checkpoint));
+    assert_eq!(forms, [Some(DType::F16), Some(DType::F32), Some(DType::BF16), None].map(|dtype| dtype.map(Form::Plain)));
+    let names = [DType::F16, DType::BF16].map(|dtype| load(Form::Plain(dtype), Isa::detect()).info(1));
+    assert_eq!([&names[0].dtype, &names[1].dtype], ["f16", "bf16"]);
+    assert_ne!(names[0].fingerprint, names[1].fingerprint);
 }
 
 /// A small checkpoint of odd sizes, in a folder.

@@ -39,7 +39,7 @@ pub(crate) enum From<'a> {
 pub(crate) enum Form {
     /// Panels for the CPU's kernels; `auto` is settled matrix by matrix.
     Packed(Dtype),
-    /// candle tensors, of f32 or bf16.
+    /// candle tensors, of f32, f16 or bf16.
     Plain(DType),
 }
 
@@ -55,10 +55,26 @@ pub(crate) enum Role {
 }
 
 impl Form {
-    /// What a matrix of the checkpoint's `stored` form becomes.
+    /// What a GPU computes with: what is asked for, or with `auto` what most of the checkpoint's weights are, where those are
+    /// numbers that it computes with. `None`: what it can't.
+    pub(crate) fn on_gpu(asked: Dtype, checkpoint: &Checkpoint) -> Option<Form> {
+        let matrices = || checkpoint.parameters().filter(|(_, dims, _)| dims.len() == 2);
+        let count = |dims: &[usize]| dims.iter().product::<usize>() as u64;
+        let all: u64 = matrices().map(|(_, dims, _)| count(dims)).sum();
+        let weights = |wanted| matrices().filter(|of| of.2 == wanted).map(|(_, dims, _)| count(dims)).sum::<u64>();
+        match asked {
+            Dtype::Auto if weights(Kind::F16) * 2 > all => Some(Form::Plain(DType::F16)),
+            Dtype::Auto if weights(Kind::Bf16) * 2 > all => Some(Form::Plain(DType::BF16)),
+            Dtype::Auto | Dtype::F32 => Some(Form::Plain(DType::F32)),
+            Dtype::Bf16 => Some(Form::Plain(DType::BF16)),
+            Dtype::Q8 | Dtype::Q4 => None,
+        }
+    }
+
+    /// What a matrix of the checkpoint's `stored` form becomes. Of candle's tensors, what is as large.
     pub(crate) fn dtype(self, role: Role, stored: Dtype) -> Dtype {
         match self {
-            Form::Plain(DType::BF16) => Dtype::Bf16,
+            Form::Plain(DType::BF16 | DType::F16) => Dtype::Bf16,
             Form::Plain(_) => Dtype::F32,
             Form::Packed(Dtype::Auto) => stored,
             // Four bits for the vocabulary cost more quality than they save memory.
