@@ -36,7 +36,7 @@ impl World {
                 let lost = self.ties.get(number).is_none_or(|tie| tie.lost);
                 let Some(body) = self.body(node).filter(|_| !lost) else { return };
                 if let Some(child) = body.children.get(&number).cloned() {
-                    body.core.child_said(&child, number.into(), up);
+                    body.core.child_said(&child, number.into(), *up);
                 }
             }
             Input::UpEnd { tie: number } => {
@@ -55,12 +55,7 @@ impl World {
     pub(super) fn as_child(&mut self, node: u32, input: Input) {
         match input {
             Input::Round => self.round(node),
-            Input::Declined { tie } | Input::AttachTimeout { tie } => {
-                if self.body(node).is_some_and(|body| body.dials(tie)) {
-                    self.give_up(tie);
-                    self.try_next(node);
-                }
-            }
+            Input::Declined { tie } | Input::AttachTimeout { tie } => self.declined(node, tie),
             Input::Down { tie, down } => self.down(node, tie, down),
             Input::DownEnd { tie } => self.down_end(node, tie),
             Input::Patience { tie, since } => {
@@ -204,7 +199,7 @@ impl World {
             let rooted = body.uplink.link.is_some();
             return match down.kind {
                 Some(v1::down::Kind::Ancestry(ancestry))
-                    if !body.search.is_among(&ancestry) && !(rooted && rootless(&ancestry)) =>
+                    if !(body.search.is_among(&ancestry) || rooted && rootless(&ancestry)) =>
                 {
                     self.attached(node, number, &ancestry);
                 }
@@ -238,6 +233,13 @@ impl World {
             }
             Some(v1::down::Kind::Rejected(_)) => self.detach(node, End::Broken),
             _ => {}
+        }
+    }
+
+    fn declined(&mut self, node: u32, tie: u32) {
+        if self.body(node).is_some_and(|body| body.dials(tie)) {
+            self.give_up(tie);
+            self.try_next(node);
         }
     }
 

@@ -13,6 +13,13 @@ use super::{
 
 impl World {
     /// The ancestry names a root.
+    fn unwelcome(&mut self, node: u32, stream: u32) {
+        if self.body(node).is_some_and(|body| body.deliver == Deliver::Dialling(stream)) {
+            self.leave_stream(stream, true);
+            self.redial(node);
+        }
+    }
+
     pub(super) fn found_root(&mut self, node: u32, root: u32, epoch: u64) {
         let Some(body) = self.body(node) else { return };
         if body.root.replace((root, epoch)) == Some((root, epoch)) {
@@ -31,12 +38,7 @@ impl World {
     pub(super) fn as_holder(&mut self, node: u32, input: Input) {
         match input {
             Input::Dial => self.dial_root(node),
-            Input::Unwelcome { stream } => {
-                if self.body(node).is_some_and(|body| body.deliver == Deliver::Dialling(stream)) {
-                    self.leave_stream(stream, true);
-                    self.redial(node);
-                }
-            }
+            Input::Unwelcome { stream } => self.unwelcome(node, stream),
             Input::Control { stream, control } => {
                 if self.streams.get(stream).is_none_or(|stream| stream.lost) {
                     return;

@@ -122,7 +122,7 @@ pub(super) enum Input {
     },
     Up {
         tie: u32,
-        up: v1::Up,
+        up: Box<v1::Up>,
     },
     UpEnd {
         tie: u32,

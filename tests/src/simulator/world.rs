@@ -513,7 +513,7 @@ impl World {
         let Some(tie) = self.ties.get_mut(number) else { return false };
         let delay = || self.setup.delay.draw(&mut self.network);
         let Some((at, up)) = Pipe::leaving(&mut tie.up, self.agenda.now(), delay) else { return false };
-        let input = up.map_or(Input::UpEnd { tie: number }, |up| Input::Up { tie: number, up });
+        let input = up.map_or(Input::UpEnd { tie: number }, |up| Input::Up { tie: number, up: Box::new(up) });
         let (node, life, lost) = (tie.parent, tie.parent_life, tie.lost);
         self.send(at, node, life, input, lost)
     }
