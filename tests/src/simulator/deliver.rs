@@ -76,6 +76,13 @@ impl World {
         }
     }
 
+    fn unwelcome(&mut self, node: u32, stream: u32) {
+        if self.body(node).is_some_and(|body| body.deliver == Deliver::Dialling(stream)) {
+            self.leave_stream(stream, true);
+            self.redial(node);
+        }
+    }
+
     fn dial_root(&mut self, node: u32) {
         let node_life = self.nodes[node as usize].life;
         let Some(body) = self.body(node) else { return };
