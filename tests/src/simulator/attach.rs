@@ -91,13 +91,6 @@ impl World {
         }
     }
 
-    fn declined(&mut self, node: u32, tie: u32) {
-        if self.body(node).is_some_and(|body| body.dials(tie)) {
-            self.give_up(tie);
-            self.try_next(node);
-        }
-    }
-
     fn round(&mut self, node: u32) {
         let view = &self.registry.seen;
         let Some(body) = &mut self.nodes[node as usize].body else { return };

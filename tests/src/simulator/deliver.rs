@@ -12,7 +12,6 @@ use super::{
 };
 
 impl World {
-    /// The ancestry names a root.
     fn unwelcome(&mut self, node: u32, stream: u32) {
         if self.body(node).is_some_and(|body| body.deliver == Deliver::Dialling(stream)) {
             self.leave_stream(stream, true);
@@ -20,6 +19,7 @@ impl World {
         }
     }
 
+    /// The ancestry names a root.
     pub(super) fn found_root(&mut self, node: u32, root: u32, epoch: u64) {
         let Some(body) = self.body(node) else { return };
         if body.root.replace((root, epoch)) == Some((root, epoch)) {
@@ -73,13 +73,6 @@ impl World {
                 }
             }
             _ => {}
-        }
-    }
-
-    fn unwelcome(&mut self, node: u32, stream: u32) {
-        if self.body(node).is_some_and(|body| body.deliver == Deliver::Dialling(stream)) {
-            self.leave_stream(stream, true);
-            self.redial(node);
         }
     }
 
