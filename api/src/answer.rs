@@ -141,7 +141,7 @@ struct Answer {
     stream: Option<Answering>,
     /// When it began.
     since: Instant,
-    /// Whose root was asked.
+    /// Whose root was asked, or is being asked.
     tree: Option<NodeName>,
     /// Whether a root may know of the query.
     asked: bool,
@@ -192,7 +192,11 @@ impl Answer {
                         (self.stream, self.since) = (Some(stream), Instant::now());
                     }
                     Err(AskError::Unknown) => return Err(Failure::Failed(unknown())),
-                    Err(error) => self.wait_before_asking_again(error).await?,
+                    Err(error) => {
+                        // Another tree may be there for it.
+                        self.tree = self.tree.take().filter(|_| self.asked);
+                        self.wait_before_asking_again(error).await?;
+                    }
                 }
                 continue;
             };
@@ -232,6 +236,8 @@ impl Answer {
             Some(tree) => tree.clone(),
             None => self.roots.pick(&self.query.model, self.query.claim.key)?,
         };
+        // Before it answers: whoever leaves while it does is to be cancelled there.
+        self.tree = Some(tree.clone());
         self.roots.ask(&tree, self.question()).await
     }
 

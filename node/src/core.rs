@@ -202,8 +202,9 @@ impl Core {
             }
             self.flush();
             if self.leaves() {
-                self.shut_down(&mut inputs);
+                // Before the inbox closes, by which others see that the task has ended, and then ask why.
                 self.left.store(true, Ordering::Relaxed);
+                self.shut_down(&mut inputs);
                 return;
             }
             if let Some(stopped) = self.stopping.take() {
