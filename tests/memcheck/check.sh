@@ -9,9 +9,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# The program of the unit tests, which `./test` has built.
-program=$(cargo test --release -p banyan-engine --lib --no-run --message-format json 2>/dev/null |
-  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+# The program of the unit tests, which `./test` has built: by the whole workspace, because one crate alone has other features.
+program=$(cargo test --release --workspace --lib --no-run --message-format json 2>/dev/null |
+  sed -n 's/.*"executable":"\([^"]*\/banyan_engine-[^"]*\)".*/\1/p' | tail -1)
 [ -x "$program" ] || { echo "tests/memcheck: the engine's tests don't build: run cargo test -p banyan-engine --lib" >&2; exit 1; }
 
 # valgrind runs a program on one core: as many at once as there are.
