@@ -9,6 +9,7 @@ mod leave;
 mod parcel;
 mod parent;
 mod reign;
+mod status;
 mod work;
 
 use std::{
@@ -33,8 +34,6 @@ pub(crate) use self::input::{
 };
 use self::{children::Child, desk::Desk, leave::Leave, parcel::Parcel, parent::Uplink, work::Work};
 use crate::{
-    bare::Gauges,
-    capacity,
     config::{Config, LaneLimits},
     journal::{Fact, Journal},
     ledger,
@@ -497,59 +496,6 @@ impl Core {
 
     pub(crate) fn is_suspect(&self, id: &QueryId) -> bool {
         self.desk.as_ref().is_some_and(|desk| desk.ledger.is_suspect(id))
-    }
-
-    pub(crate) fn gauges(&self) -> Gauges {
-        let (clients, holders) = self.desk.as_ref().map_or((0, 0), Desk::sizes);
-        Gauges {
-            running: self.router.running(),
-            queued: self.router.queued(),
-            has_room: self.router.has_room(),
-            rooted: self.ancestry.epoch != 0,
-            connected: self.engine.as_ref().is_some_and(Work::is_connected),
-            kept: self.engine.as_ref().map_or(0, Work::kept),
-            waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting()),
-            live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live()),
-            clients,
-            holders,
-            children: self.children.len(),
-        }
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let mut names: Vec<&NodeName> = self.children.keys().collect();
-        names.sort();
-        let children = names.into_iter().map(|name| {
-            let child = &self.children[name];
-            let (room, sent) = self.router.child(name).unwrap_or_default();
-            v1::ChildStatus {
-                name: name.to_string(),
-                address: child.address.clone(),
-                room,
-                nodes: child.nodes,
-                sent,
-                one_in: 0,
-                shut_ms: 0,
-            }
-        });
-        Snapshot {
-            attached: self.uplink.as_ref().map(|uplink| uplink.parent.to_string()),
-            connected: self.engine.as_ref().is_some_and(Work::is_connected),
-            running: self.router.running() as u32,
-            queued: self.router.queued() as u32,
-            has_room: self.router.has_room(),
-            room: u32::try_from(capacity::total(&self.router.capacity(), "", |set| set.room)).unwrap_or(u32::MAX),
-            children: children.collect(),
-            ancestry: self.ancestry.ancestors.iter().map(|ancestor| ancestor.name.clone()).collect(),
-            rooted: self.ancestry.epoch != 0,
-            draining: self.is_leaving(),
-            tokens: self.engine.as_ref().map_or(0, |work| work.tokens),
-            waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting() as u32),
-            live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),
-            epoch: self.ancestry.epoch,
-            uptime: self.now.duration_since(self.started),
-            kv: self.engine.as_ref().map(Work::kv),
-        }
     }
 }
 

@@ -5,9 +5,12 @@
 //! source, so a client sees each position exactly once, whoever died. Pure code: time comes in with each event. Which
 //! child a query goes to is the router's; payloads and streams are the node task's.
 
+mod blame;
 mod claims;
 mod dispatch;
 mod entry;
+#[cfg(test)]
+mod fixtures;
 mod overload;
 #[cfg(test)]
 mod tests;
@@ -20,13 +23,14 @@ use std::{
 
 use banyan_proto::{Attempt, QueryId};
 
+use self::{
+    blame::Part,
+    claims::{Claim, Orphans},
+    entry::Entry,
+};
 pub use self::{
     claims::{CLAIM_TIMEOUT_US, DETACHED_TIMEOUT_US, ORPHAN_TIMEOUT_US},
     types::{Action, Asked, Event, Failure, Fault, Holder, Hop, Outcome, Overload, Settings, State, Try, Way, Why},
-};
-use self::{
-    claims::{Claim, Orphans},
-    entry::Entry,
 };
 use crate::{
     capacity::{self, Capacity},
@@ -52,17 +56,6 @@ const EAGER_RETRIES: usize = 64;
 const SERVED_TOLD_MAX: usize = 64;
 /// A delivered token, as the ledger keeps it.
 const TOKEN_BYTES: usize = size_of::<u32>();
-
-/// What a query had to do with the loss of its holder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    /// It may be to blame, and if it was suspect before, it is.
-    Suspect,
-    /// It may be to blame, and so may other suspects.
-    OneOfSome,
-    /// Somebody else is to blame, or nobody.
-    Bystander,
-}
 
 /// Keeps the accounts of one root's reign. See the module.
 #[derive(Debug)]
@@ -451,60 +444,6 @@ impl Ledger {
         self.recalling.remove(&id);
     }
 
-    /// Whether a suspect has its turn.
-    fn is_out(&self, id: &QueryId) -> bool {
-        self.entries.get(id).is_some_and(|entry| self.out.get(&entry.death) == Some(id))
-    }
-
-    /// Its turn is over.
-    fn take_in(&mut self, death: u64, id: QueryId) {
-        if self.out.get(&death) == Some(&id) {
-            self.out.remove(&death);
-        }
-    }
-
-    /// A node that says to hold what was lost with its stream lives.
-    fn forgive(&mut self, id: QueryId, attempt: Attempt, holder: &Holder) {
-        if self.entries.get_mut(&id).is_some_and(|entry| entry.forgive(attempt, &holder.name)) {
-            self.clear(id);
-        }
-    }
-
-    /// A query is suspect no more: the next one has its turn.
-    fn clear(&mut self, id: QueryId) {
-        let Some(death) = self.entries.get(&id).map(|entry| entry.death) else { return };
-        self.take_in(death, id);
-        let Some(entry) = self.entries.get(&id) else { return };
-        if self.suspects.remove(&(entry.order, id)) {
-            self.lanes.push(entry.waiting());
-        }
-    }
-
-    /// The attempt is lost: the query goes out again behind what was delivered. Blamed is only what an engine had begun, and no
-    /// bystander.
-    fn lose(&mut self, now: u64, id: QueryId, part: Part, actions: &mut Vec<Action>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.tried(now, None, Outcome::Lost, Vec::new());
-        if entry.state == State::Running && part != Part::Bystander && entry.is_guilty() {
-            self.blame(now, id, part == Part::Suspect, actions);
-        } else {
-            self.wait_again(now, id, Why::Lost, actions);
-        }
-    }
-
-    /// An engine died or failed with the query in it: it is a suspect next, and if that happens again before it got past the
-    /// point, or too often, it fails.
-    fn blame(&mut self, now: u64, id: QueryId, alone: bool, actions: &mut Vec<Action>) {
-        let Some(death) = self.entries.get(&id).map(|entry| entry.death) else { return };
-        self.take_in(death, id);
-        if self.entries.get_mut(&id).is_some_and(|entry| entry.blame(alone)) {
-            actions.push(Action::Fail { id, failure: Failure::Poison });
-            self.end(now, id, Outcome::Lost, Some("two nodes failed while they ran it"));
-        } else {
-            self.wait_again(now, id, Why::Lost, actions);
-        }
-    }
-
     fn end(&mut self, now: u64, id: QueryId, outcome: Outcome, error: Option<&str>) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         self.live_bytes -= entry.bytes + TOKEN_BYTES * entry.tokens.len();
@@ -520,11 +459,16 @@ impl Ledger {
         self.ways.push(entry.way());
     }
 
+    /// Those that are so, in the order in which they were accepted: what is decided never depends on how a map lies.
+    fn in_order(&self, so: impl Fn(&Entry) -> bool) -> Vec<QueryId> {
+        let mut found: Vec<(u64, QueryId)> =
+            self.entries.values().filter(|entry| so(entry)).map(|entry| (entry.order, entry.id)).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, id)| id).collect()
+    }
+
     fn held_by(&self, stream: u64) -> Vec<QueryId> {
-        let held = self.entries.values().filter(|entry| entry.holder.as_ref().is_some_and(|holder| holder.stream == stream));
-        let mut ids: Vec<(u64, QueryId)> = held.map(|entry| (entry.order, entry.id)).collect();
-        ids.sort_unstable();
-        ids.into_iter().map(|(_, id)| id).collect()
+        self.in_order(|entry| entry.holder.as_ref().is_some_and(|holder| holder.stream == stream))
     }
 
     fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
@@ -534,10 +478,7 @@ impl Ledger {
         for entry in self.entries.values_mut() {
             entry.note_served(now, &self.room);
         }
-        let due = self.entries.values().filter(|entry| entry.due(now, &self.streams));
-        let mut due: Vec<(u64, QueryId)> = due.map(|entry| (entry.order, entry.id)).collect();
-        due.sort_unstable();
-        for (_, id) in due {
+        for id in self.in_order(|entry| entry.due(now, &self.streams)) {
             self.act_on_time(now, id, actions);
         }
         self.shed(now, actions);

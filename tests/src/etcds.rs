@@ -1,4 +1,4 @@
-//! A real etcd of one member or of three, to do harm to. `./test --all` installs it.
+//! A real etcd of one member or of three, to use and to do harm to. `./test --all` installs it.
 
 use std::{
     process::Stdio,

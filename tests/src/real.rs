@@ -1,61 +1,10 @@
-//! Parts that others made: etcd, etcdctl, and Python with PyPI's packages. `./test --all` installs them.
+//! Programs that others made: etcdctl, and Python with PyPI's packages. `./test --all` installs them, and etcd (`etcds.rs`).
 
-use std::{
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
-use crate::{eventually::eventually, process::Finished};
-
-/// A real etcd of one member. Killed when dropped.
-pub struct Etcd {
-    url: String,
-    _child: Child,
-    _data: TempDir,
-}
-
-impl Etcd {
-    /// Starts etcd, and waits until it answers.
-    ///
-    /// # Panics
-    /// When it is not installed or does not get ready.
-    pub async fn start() -> Etcd {
-        let data = tempfile::tempdir().expect("a folder for etcd's data");
-        let [client, peer] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
-        let spawned = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(data.path())
-            .args(["--name", "test", "--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("test={peer}"), "--logger", "zap", "--log-level", "error"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn();
-        let child = spawned.unwrap_or_else(|error| panic!("failed to start etcd: {error}; `./test --all` installs it"));
-        let etcd = Etcd { url: client, _child: child, _data: data };
-        eventually("etcd gets healthy", || async { (etcd.etcdctl(&["endpoint", "health"]).await.code == 0).then_some(()) }).await;
-        etcd
-    }
-
-    /// Its client URL.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// Runs etcdctl on it.
-    ///
-    /// # Panics
-    /// When etcdctl is not installed.
-    pub async fn etcdctl(&self, words: &[&str]) -> Finished {
-        etcdctl(&self.url, words).await
-    }
-}
+use crate::process::Finished;
 
 /// Runs etcdctl on any server. Without the scheme, which etcdctl 3.4 would send as part of the HTTP/2 authority in some
 /// commands; etcd lets that pass, and strict servers do not.
@@ -94,9 +43,4 @@ fn venv() -> PathBuf {
 fn finished(output: std::process::Output) -> Finished {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Finished { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound listener has an address").port()
 }

@@ -18,8 +18,10 @@ mod load;
 mod node;
 mod pipe;
 mod registry;
+mod setup;
 mod shape;
 mod trace;
+mod wires;
 mod world;
 
 pub use client::{Client, Wish};
@@ -28,5 +30,6 @@ pub use figures::{Figures, Summary};
 pub use load::{Lengths, Load};
 pub use node::Plan;
 pub use pipe::Delay;
+pub use setup::Setup;
 pub use shape::{balanced, scattered};
-pub use world::{ROOT, SECOND, Setup, World};
+pub use world::{ROOT, SECOND, World};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use banyan_tests::{
     Banyan, eventually,
-    http::{Http, joined},
+    http::{Event, Http, joined},
     process::banyan,
 };
 use hyper::StatusCode;
@@ -63,6 +63,13 @@ async fn status(etcd: &str, name: &str, what: &str, wanted: impl Fn(&Value) -> b
     .await
 }
 
+/// Tells how long a client waited at most from one event to the next: a figure for docs/reliability.md, which no test judges.
+fn tell_pause(what: &str, first: &Event, rest: &[Event]) {
+    let times: Vec<_> = std::iter::once(first).chain(rest).map(|event| event.at).collect();
+    let longest = times.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default();
+    println!("{what}: the longest pause was {:.2} s", longest.as_secs_f64());
+}
+
 fn story(tokens: u32) -> Value {
     json!({ "model": "fake", "prompt": "once", "seed": 5, "max_tokens": tokens, "ignore_eos": true, "stream": true })
 }
@@ -79,6 +86,7 @@ async fn a_client_sees_a_pause_when_the_root_is_killed() {
     let meanwhile =
         tokio::spawn(async move { api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await });
     let events = stream.rest().await;
+    tell_pause("root killed", &first, &events);
     assert_eq!(first.text() + &joined(&events), undisturbed);
     assert!(events.iter().all(|event| !event.data.contains("\"error\"")), "{events:?}");
     assert_eq!(events.last().map(|event| event.data.as_str()), Some("[DONE]"));
@@ -106,6 +114,7 @@ async fn a_root_that_was_stopped_finds_itself_deposed_and_waits_for_its_turn() {
     grove.root.signal("CONT").await;
     status(&grove.etcd, "root", "the former root waits", |root| root["state"] == "standby").await;
     let events = stream.rest().await;
+    tell_pause("root stopped", &first, &events);
     assert_eq!(first.text() + &joined(&events), undisturbed);
     assert_eq!(api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await.text(), "1 2 3");
 }
@@ -129,7 +138,9 @@ async fn a_root_without_a_standby_goes_on_where_it_was_when_it_is_started_again(
     root.signal("KILL").await;
     root.finished().await;
     let _again = Banyan::start(&format!("node run root --listen {address} --etcd {etcd}"));
-    assert_eq!(first.text() + &joined(&stream.rest().await), undisturbed);
+    let events = stream.rest().await;
+    tell_pause("root killed and started again, without a standby", &first, &events);
+    assert_eq!(first.text() + &joined(&events), undisturbed);
 }
 
 async fn api_when_ready(api: &Banyan) -> Http {

@@ -2,9 +2,11 @@
 //! leaves suites out whose names begin with `real_`.
 
 use banyan_tests::{
-    Banyan, Finished, eventually,
+    Banyan, Finished,
+    etcds::Etcds,
+    eventually,
     process::banyan,
-    real::{Etcd, etcdctl, python},
+    real::{etcdctl, python},
 };
 use serde_json::json;
 
@@ -14,8 +16,8 @@ fn passed(finished: &Finished) {
 
 #[tokio::test]
 async fn three_processes_and_an_api_make_a_tree_over_a_real_etcd() {
-    let etcd = Etcd::start().await;
-    let url = etcd.url();
+    let etcd = Etcds::start(1).await;
+    let url = etcd.urls();
     let root = Banyan::start(&format!("node run root --listen 127.0.0.1:0 --etcd {url}"));
     root.printed("is ready").await;
     let start = |name: &str, parent: &str| {

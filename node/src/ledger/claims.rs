@@ -178,10 +178,7 @@ impl Ledger {
             let Some(Orphan { claim, .. }) = self.orphans.0.remove(&id) else { continue };
             actions.push(Action::Cancel { stream: claim.holder.stream, id, attempt: claim.attempt });
         }
-        let left = self.entries.values().filter(|entry| entry.detached_at.is_some_and(|since| late(since, DETACHED_TIMEOUT_US)));
-        let mut left: Vec<(u64, QueryId)> = left.map(|entry| (entry.order, entry.id)).collect();
-        left.sort_unstable();
-        for (_, id) in left {
+        for id in self.in_order(|entry| entry.detached_at.is_some_and(|since| late(since, DETACHED_TIMEOUT_US))) {
             self.entries[&id].cancel(actions);
             actions.push(Action::Fail { id, failure: Failure::Abandoned });
             self.end(now, id, Outcome::Cancelled, Some("its client left and did not come back"));
@@ -195,37 +192,20 @@ mod tests {
     use crate::{
         LaneLimits,
         capacity::Capacity,
-        ledger::{Event, Settings},
+        ledger::{
+            Event, Settings,
+            fixtures::{SECOND, asked, holder, id},
+        },
     };
 
-    const SECOND: u64 = 1_000_000;
     const BEFORE: Attempt = Attempt { epoch: 6, number: 3 };
 
     fn ledger() -> Ledger {
         Ledger::new(Settings { epoch: 7, eager: false, lanes: LaneLimits::default() })
     }
 
-    fn id(number: u128) -> QueryId {
-        QueryId::from_u128(number)
-    }
-
-    fn holder(name: &str) -> Holder {
-        Holder { name: name.parse().unwrap(), stream: name.bytes().next().unwrap().into() }
-    }
-
     fn again(number: u128, delivered: &[u32]) -> Event {
-        let asked = Asked {
-            id: id(number),
-            owner: "o".into(),
-            model: "m".into(),
-            priority: 0,
-            prefer: None,
-            tokens_max: 10,
-            bytes: 10,
-            time_us: 300 * SECOND,
-            returning: false,
-        };
-        Event::AskedAgain { asked, delivered: delivered.to_vec() }
+        Event::AskedAgain { asked: asked(number), delivered: delivered.to_vec() }
     }
 
     fn claimed(number: u128, attempt: Attempt, by: &str, from: u32) -> Event {

@@ -1,37 +1,16 @@
 //! What the root owes, sentence by sentence. Random histories are in `tests/tree.rs`.
 
-use super::*;
-
-const SECOND: u64 = 1_000_000;
+use super::{
+    fixtures::{SECOND, asked, holder, id},
+    *,
+};
 
 fn ledger() -> Ledger {
     Ledger::new(Settings { epoch: 7, eager: false, lanes: crate::LaneLimits { entries: 4, bytes: 1000, ..Default::default() } })
 }
 
-fn id(number: u128) -> QueryId {
-    QueryId::from_u128(number)
-}
-
 fn attempt(number: u32) -> Attempt {
     Attempt { epoch: 7, number }
-}
-
-fn holder(name: &str) -> Holder {
-    Holder { name: name.parse().unwrap(), stream: name.bytes().next().unwrap().into() }
-}
-
-fn asked(number: u128) -> Asked {
-    Asked {
-        id: id(number),
-        owner: "o".into(),
-        model: "m".into(),
-        priority: 0,
-        prefer: None,
-        tokens_max: 10,
-        bytes: 10,
-        time_us: 300 * SECOND,
-        returning: false,
-    }
 }
 
 fn room(room: u32, queue: u32) -> Event {

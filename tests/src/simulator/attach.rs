@@ -24,7 +24,7 @@ impl World {
             Input::Hello { tie: number } => {
                 let Some(tie) = self.ties.get(number).filter(|tie| !tie.left && !tie.lost) else { return };
                 let name = self.name(tie.child as usize).clone();
-                let (to, pipe) = Pipe::new(self.bells(), Wire::Down(number), OUTBOX);
+                let (to, pipe) = Pipe::new(&self.bells, Wire::Down(number), OUTBOX);
                 if let Some(tie) = self.ties.get_mut(number) {
                     tie.down = Some(pipe);
                 }
@@ -259,7 +259,7 @@ impl World {
 
     fn attached(&mut self, node: u32, number: u32, ancestry: &v1::Ancestry) {
         let life = self.nodes[node as usize].life;
-        let (to, pipe) = Pipe::new(self.bells(), Wire::Up(number), OUTBOX);
+        let (to, pipe) = Pipe::new(&self.bells, Wire::Up(number), OUTBOX);
         if let Some(tie) = self.ties.get_mut(number) {
             tie.up = Some(pipe);
         }

@@ -52,7 +52,7 @@ impl World {
                             return self.redial(node);
                         }
                         body.deliver = Deliver::Open(stream);
-                        let (to, pipe) = Pipe::new(self.bells(), Wire::Delivery(stream), OUTBOX);
+                        let (to, pipe) = Pipe::new(&self.bells, Wire::Delivery(stream), OUTBOX);
                         if let Some(stream) = self.streams.get_mut(stream) {
                             stream.deliveries = Some(pipe);
                         }
@@ -141,7 +141,7 @@ impl World {
                     return self.agenda.after(delay, input_of(holder, life, Input::Unwelcome { stream: number }));
                 }
                 let name = self.name(holder as usize).clone();
-                let (to, pipe) = Pipe::new(self.bells(), Wire::Control(number), OUTBOX);
+                let (to, pipe) = Pipe::new(&self.bells, Wire::Control(number), OUTBOX);
                 if let Some(stream) = self.streams.get_mut(number) {
                     stream.controls = Some(pipe);
                 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use banyan_node::{
-    Config, LaneLimits, Routing,
+    Config,
     bare::{Bare, Search, TICK},
 };
 use banyan_proto::NodeName;
@@ -21,8 +21,9 @@ use super::{
     link::{Links, Stream, Tie},
     load::Load,
     node::{Body, Deliver, Input, Node, Plan, Uplink},
-    pipe::{Bells, Delay, Pipe, Wire},
+    pipe::{Bells, Wire},
     registry::Registry,
+    setup::Setup,
     trace::Trace,
 };
 use crate::random::Random;
@@ -36,52 +37,6 @@ pub(super) const OUTBOX: usize = 8192;
 pub(super) const MILLISECOND: u64 = 1_000_000;
 /// A second of virtual time.
 pub const SECOND: u64 = 1000 * MILLISECOND;
-
-/// What a world is like.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Everything that is left to chance follows from it.
-    pub seed: u64,
-    /// From any node to any other.
-    pub delay: Delay,
-    /// From a message's arrival until the task runs that it is for, in nanoseconds.
-    pub wake: u64,
-    /// What a task takes for one input, in nanoseconds.
-    pub handling: u64,
-    /// What the way between client and root takes on top of a link, there and back together, in nanoseconds.
-    pub client: u64,
-    /// How a busy node picks a child.
-    pub routing: Routing,
-    /// What may wait at the root.
-    pub lanes: LaneLimits,
-    /// How long a dead node's key stays.
-    pub lease: u64,
-    /// How long the watches are behind the registry.
-    pub watch: u64,
-    /// How long a query may wait while a node with room for it idles.
-    pub idle_wait: u64,
-    /// Whether the trace holds whole messages, or only what they are about.
-    pub whole_trace: bool,
-}
-
-impl Setup {
-    /// A fast network, and tasks that take what they take on a machine of today.
-    pub fn new(seed: u64) -> Setup {
-        Setup {
-            seed,
-            delay: Delay { least: 100_000, jitter: 50_000 },
-            wake: 10_000,
-            handling: 3_000,
-            client: 0,
-            routing: Routing::RoundRobin,
-            lanes: LaneLimits::default(),
-            lease: 10 * SECOND,
-            watch: 10 * MILLISECOND,
-            idle_wait: 6 * SECOND,
-            whole_trace: false,
-        }
-    }
-}
 
 /// What happens.
 #[derive(Debug)]
@@ -131,8 +86,8 @@ pub struct World {
     /// What the world counted.
     pub figures: Figures,
     pub(super) broken: Vec<String>,
-    bells: Bells,
-    rung: Vec<Wire>,
+    pub(super) bells: Bells,
+    pub(super) rung: Vec<Wire>,
     epoch: Instant,
 }
 
@@ -473,85 +428,6 @@ impl World {
         let step = engine.end(nanos);
         self.arrive(node, life, Input::Step(Box::new(step)));
         self.compute(node);
-    }
-
-    // ---- Wires
-
-    pub(super) fn bells(&self) -> &Bells {
-        &self.bells
-    }
-
-    pub(super) fn delay(&mut self) -> u64 {
-        self.setup.delay.draw(&mut self.network)
-    }
-
-    /// Sends off what production code wrote.
-    pub(super) fn pump(&mut self) {
-        let mut rung = std::mem::take(&mut self.rung);
-        loop {
-            self.bells.take(&mut rung);
-            if rung.is_empty() {
-                break;
-            }
-            for wire in rung.drain(..) {
-                match wire {
-                    Wire::Up(tie) => while self.send_up(tie) {},
-                    Wire::Down(tie) => while self.send_down(tie) {},
-                    Wire::Delivery(stream) => while self.send_delivery(stream) {},
-                    Wire::Control(stream) => while self.send_control(stream) {},
-                    Wire::Answer(client) => {
-                        let delay = self.setup.client / 2;
-                        self.agenda.after(delay, Event::Answer { client });
-                    }
-                }
-            }
-        }
-        self.rung = rung;
-    }
-
-    fn send_up(&mut self, number: u32) -> bool {
-        let Some(tie) = self.ties.get_mut(number) else { return false };
-        let delay = || self.setup.delay.draw(&mut self.network);
-        let Some((at, up)) = Pipe::leaving(&mut tie.up, self.agenda.now(), delay) else { return false };
-        let input = up.map_or(Input::UpEnd { tie: number }, |up| Input::Up { tie: number, up: Box::new(up) });
-        let (node, life, lost) = (tie.parent, tie.parent_life, tie.lost);
-        self.send(at, node, life, input, lost)
-    }
-
-    fn send_down(&mut self, number: u32) -> bool {
-        let Some(tie) = self.ties.get_mut(number) else { return false };
-        let delay = || self.setup.delay.draw(&mut self.network);
-        let Some((at, down)) = Pipe::leaving(&mut tie.down, self.agenda.now(), delay) else { return false };
-        let input = down.map_or(Input::DownEnd { tie: number }, |down| Input::Down { tie: number, down });
-        let (node, life, lost) = (tie.child, tie.child_life, tie.lost);
-        self.send(at, node, life, input, lost)
-    }
-
-    fn send_delivery(&mut self, number: u32) -> bool {
-        let Some(stream) = self.streams.get_mut(number) else { return false };
-        let delay = || self.setup.delay.draw(&mut self.network);
-        let Some((at, one)) = Pipe::leaving(&mut stream.deliveries, self.agenda.now(), delay) else { return false };
-        let input = one.map_or(Input::DeliveryEnd { stream: number }, |delivery| Input::Delivery { stream: number, delivery });
-        let (node, life, lost) = (stream.root, stream.root_life, stream.lost);
-        self.send(at, node, life, input, lost)
-    }
-
-    fn send_control(&mut self, number: u32) -> bool {
-        let Some(stream) = self.streams.get_mut(number) else { return false };
-        let delay = || self.setup.delay.draw(&mut self.network);
-        let Some((at, one)) = Pipe::leaving(&mut stream.controls, self.agenda.now(), delay) else { return false };
-        let input = one.map_or(Input::ControlEnd { stream: number }, |control| Input::Control { stream: number, control });
-        let (node, life, lost) = (stream.node, stream.node_life, stream.lost);
-        self.send(at, node, life, input, lost)
-    }
-
-    /// True: there may be more on that wire.
-    fn send(&mut self, at: u64, node: u32, life: u32, input: Input, lost: bool) -> bool {
-        if !lost {
-            self.figures.messages += 1;
-            self.agenda.at(at, Event::Input { node, life, input });
-        }
-        true
     }
 
     // ---- Clients

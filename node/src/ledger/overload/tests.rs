@@ -6,11 +6,13 @@ use banyan_proto::{Attempt, QueryId};
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-use super::super::{Asked, Event, Holder, Settings};
+use super::super::{
+    Asked, Event, Holder, Settings,
+    fixtures::{self, SECOND},
+};
 use super::*;
 use crate::{LaneLimits, capacity::Capacity};
 
-const SECOND: u64 = 1_000_000;
 const TICK: u64 = SECOND / 10;
 
 /// Clients that ask, and a tree that answers.
@@ -133,15 +135,12 @@ impl World {
             Next::Asks { before, owner, time_us } => {
                 self.number += 1;
                 let asked = Asked {
-                    id: QueryId::from_u128(self.number.into()),
                     owner: format!("o{owner}").into(),
-                    model: "m".into(),
-                    priority: 0,
-                    prefer: None,
                     tokens_max: 100,
                     bytes: 1000,
                     time_us,
                     returning: before > 0,
+                    ..fixtures::asked(self.number.into())
                 };
                 let refused = self.feed(Event::Asked(asked));
                 if before > 0 {
@@ -185,7 +184,7 @@ impl World {
 }
 
 fn holder() -> Holder {
-    Holder { name: "n".parse().expect("a name"), stream: 1 }
+    fixtures::holder("n")
 }
 
 fn owner_of(owner: &str) -> usize {
@@ -258,17 +257,7 @@ fn owners_get_the_same_however_much_they_ask_for() {
 #[test]
 fn what_waits_in_vain_is_given_up_before_its_deadline() {
     let mut ledger = Ledger::new(Settings { epoch: 1, eager: false, lanes: LaneLimits::default() });
-    let query = |number: u64, time_s| Asked {
-        id: QueryId::from_u128(number.into()),
-        owner: "o".into(),
-        model: "m".into(),
-        priority: 0,
-        prefer: None,
-        tokens_max: 100,
-        bytes: 10,
-        time_us: time_s * SECOND,
-        returning: false,
-    };
+    let query = |number: u64, time_s| Asked { tokens_max: 100, time_us: time_s * SECOND, ..fixtures::asked(number.into()) };
     let room = |room| Event::Room(vec![Capacity { models: vec!["m".into()], room, queue: 0, slots: 1 }]);
     ledger.handle(0, room(1));
     for number in 0..100 {
@@ -302,17 +291,7 @@ fn what_waits_in_vain_is_given_up_before_its_deadline() {
 fn live_queries_take_no_more_memory_than_they_may() {
     let limits = LaneLimits { live_bytes: 2500, ..LaneLimits::default() };
     let mut ledger = Ledger::new(Settings { epoch: 1, eager: false, lanes: limits });
-    let query = |number: u64| Asked {
-        id: QueryId::from_u128(number.into()),
-        owner: "o".into(),
-        model: "m".into(),
-        priority: 0,
-        prefer: None,
-        tokens_max: 100,
-        bytes: 1000,
-        time_us: 300 * SECOND,
-        returning: false,
-    };
+    let query = |number: u64| Asked { tokens_max: 100, bytes: 1000, ..fixtures::asked(number.into()) };
     ledger.handle(0, Event::Room(vec![Capacity { models: vec!["m".into()], room: 9, queue: 0, slots: 9 }]));
     let refused = |actions: Vec<Action>| {
         actions
