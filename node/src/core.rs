@@ -3,6 +3,7 @@
 
 mod answers;
 mod children;
+mod chunks;
 mod desk;
 mod input;
 mod leave;

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::{sync::mpsc, time::Instant};
 
+use super::chunks::Chunks;
+
 /// A client that reads nothing for that long, with answers waiting for it, has gone or might as well have.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 /// What a client may leave unread, in bytes: more than an answer's tokens with all their alternatives, and said twice.
@@ -36,12 +38,7 @@ pub(super) struct Said {
     digest: Bytes,
     pub(super) payload: Bytes,
     retain: Option<Duration>,
-    tokens: Vec<v1::Tokens>,
-    bytes: usize,
-    /// Of the next token.
-    position: u32,
-    /// The first position that can be said again.
-    from: u32,
+    chunks: Chunks,
     placed: Option<v1::Placed>,
     end: Option<v1::End>,
 }
@@ -69,35 +66,32 @@ pub(super) enum Denied {
 
 impl Said {
     pub(super) fn new(question: &v1::Question) -> Self {
-        let mut said = Said {
+        let retain = match (question.resumable, question.retain_ms) {
+            (false, 0) => None,
+            (_, ms) => Some(Duration::from_millis(ms).clamp(RETAINED, RETAINED_MAX)),
+        };
+        let mut chunks = Chunks::new(0, if retain.is_some() { ANSWER_BYTES_MAX } else { 0 });
+        for tokens in &question.delivered {
+            chunks.push(tokens);
+            // An API that had to leave chunks out.
+            if tokens.chunk.is_empty() {
+                chunks.cut();
+            }
+        }
+        Said {
             owner: question.header.as_ref().map(|header| header.owner.clone()).unwrap_or_default(),
             digest: question.digest.clone(),
             payload: question.payload.clone(),
-            retain: match (question.resumable, question.retain_ms) {
-                (false, 0) => None,
-                (_, ms) => Some(Duration::from_millis(ms).clamp(RETAINED, RETAINED_MAX)),
-            },
-            tokens: Vec::new(),
-            bytes: 0,
-            position: 0,
-            from: 0,
+            retain,
+            chunks,
             placed: None,
             end: None,
-        };
-        for tokens in &question.delivered {
-            // An API that had to leave chunks out.
-            let bare = tokens.chunk.is_empty();
-            said.add(tokens.clone());
-            if bare {
-                said.cut();
-            }
         }
-        said
     }
 
     /// Whether that question, or that owner, may have this answer from a position on.
     pub(super) fn admits(&self, owner: &str, digest: Option<&Bytes>, position: u32) -> Result<(), Denied> {
-        if self.owner != owner || position < self.from {
+        if self.owner != owner || position < self.chunks.from() {
             return Err(Denied::NotFound);
         }
         match digest {
@@ -114,26 +108,10 @@ impl Said {
     pub(super) fn note(&mut self, kind: &v1::answer::Kind) {
         match kind {
             v1::answer::Kind::Placed(placed) => self.placed = Some(placed.clone()),
-            v1::answer::Kind::Tokens(tokens) => {
-                self.add(tokens.clone());
-                if self.retain.is_none() || self.bytes > ANSWER_BYTES_MAX {
-                    self.cut();
-                }
-            }
+            v1::answer::Kind::Tokens(tokens) => self.chunks.push(tokens),
             v1::answer::Kind::End(end) => self.end = Some(end.clone()),
             v1::answer::Kind::Failed(_) | v1::answer::Kind::Accepted(_) => {}
         }
-    }
-
-    fn add(&mut self, tokens: v1::Tokens) {
-        self.position = tokens.position.saturating_add(tokens.ids.len() as u32);
-        self.bytes += tokens.chunk.len() + 4 * tokens.ids.len() + 48;
-        self.tokens.push(tokens);
-    }
-
-    fn cut(&mut self) {
-        self.tokens = Vec::new();
-        (self.bytes, self.from) = (0, self.position);
     }
 
     /// Says again what was said, to one who has the tokens before a position.
@@ -143,7 +121,7 @@ impl Said {
         if let Some(placed) = &self.placed {
             let _ = reader.tell(Kind::Placed(placed.clone()));
         }
-        for tokens in self.tokens.iter().filter(|tokens| tokens.position >= position) {
+        for tokens in self.chunks.since(position) {
             let _ = reader.tell(Kind::Tokens(tokens.clone()));
         }
         if let Some(end) = &self.end {
@@ -197,7 +175,7 @@ impl Remembered {
     pub(super) fn keep(&mut self, now: Instant, id: QueryId, said: Said) {
         let Some(retain) = said.retain else { return };
         self.forget(&id);
-        self.bytes += said.bytes + said.payload.len() + ENTRY_BYTES;
+        self.bytes += said.chunks.bytes() + said.payload.len() + ENTRY_BYTES;
         self.expiries.insert((now + retain, id));
         self.answers.insert(id, (now + retain, said));
         while self.answers.len() > REMEMBERED_MAX || self.bytes > REMEMBERED_BYTES_MAX {
@@ -209,7 +187,7 @@ impl Remembered {
     pub(super) fn forget(&mut self, id: &QueryId) {
         if let Some((expiry, said)) = self.answers.remove(id) {
             self.expiries.remove(&(expiry, *id));
-            self.bytes -= said.bytes + said.payload.len() + ENTRY_BYTES;
+            self.bytes -= said.chunks.bytes() + said.payload.len() + ENTRY_BYTES;
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     answers::{Denied, Reader, Remembered, Said},
+    chunks,
     input::{Ask, Attach, HolderLink, WhyFound},
     parcel::Parcel,
 };
@@ -80,7 +81,7 @@ impl Desk {
             return None;
         };
         let id = asked.id;
-        let position = question.delivered.last().map_or(0, |last| last.position.saturating_add(last.ids.len() as u32));
+        let position = question.delivered.last().map_or(0, chunks::behind);
         let known = self.clients.get(&id).map(|client| &client.said).or_else(|| self.remembered.get(&id));
         if let Some(known) = known {
             if !question.again && question.digest.is_empty() {

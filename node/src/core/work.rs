@@ -6,7 +6,7 @@ use banyan_engine as engine;
 use banyan_proto::{Attempt, NodeName, QueryId, v1};
 use tokio::sync::mpsc;
 
-use super::parcel::Parcel;
+use super::{chunks::Chunks, parcel::Parcel};
 use crate::{router::Action, translate};
 
 /// Chunks of one answer that are kept for a root that comes next; beyond, it is computed again from where that one stands.
@@ -34,11 +34,8 @@ struct Kept {
     attempt: Attempt,
     query: v1::Query,
     sequence: Option<engine::SequenceId>,
-    /// What was computed, from `from` on: a root that comes next may need it again.
-    said: Vec<v1::Tokens>,
-    bytes: usize,
-    from: u32,
-    position: u32,
+    /// What was computed: a root that comes next may need it again.
+    said: Chunks,
     /// How it ended, while no root has been told.
     end: Option<v1::part::Kind>,
     /// The root has yet to say where to go on.
@@ -131,7 +128,7 @@ impl Work {
             let last = output.is_last();
             let kind = translate::part_kind(output, self.engine.info()).filter(|_| !kept.silent);
             if let Some(v1::part::Kind::Tokens(tokens)) = &kind {
-                kept.note(tokens.clone());
+                kept.said.push(tokens);
             }
             let untold = last && kept.waits && kind.is_some();
             match kind {
@@ -185,8 +182,7 @@ impl Work {
             self.parts.push(translate::part(id, attempt, v1::part::Kind::Returned(v1::Returned {})));
             return;
         };
-        let begins = |tokens: &v1::Tokens| tokens.position == position;
-        if position < kept.position && !kept.said.iter().any(begins) {
+        if !kept.said.begins_at(position) {
             // Its client got these tokens in other pieces.
             kept.silent = true;
             if let Some(sequence) = kept.sequence {
@@ -197,7 +193,7 @@ impl Work {
             return;
         }
         kept.waits = false;
-        for tokens in kept.said.iter().filter(|tokens| tokens.position >= position) {
+        for tokens in kept.said.since(position) {
             self.parts.push(translate::part(id, attempt, v1::part::Kind::Tokens(tokens.clone())));
         }
         if let Some(end) = kept.end.take() {
@@ -257,10 +253,7 @@ impl Work {
             attempt,
             query,
             sequence: None,
-            said: Vec::new(),
-            bytes: 0,
-            from,
-            position: from,
+            said: Chunks::new(from, SAID_BYTES_MAX),
             end: None,
             waits: self.to.is_none(),
             silent: false,
@@ -303,20 +296,9 @@ impl Work {
             running: kept.sequence.is_some() || kept.end.is_some(),
             trail,
             resumable: kept.waits,
-            from: kept.from,
-            position: kept.position,
+            from: kept.said.from(),
+            position: kept.said.position(),
         };
         self.parts.push(translate::part(id, kept.attempt, v1::part::Kind::Holding(holding)));
-    }
-}
-
-impl Kept {
-    fn note(&mut self, tokens: v1::Tokens) {
-        self.position = tokens.position.saturating_add(tokens.ids.len() as u32);
-        self.bytes += tokens.chunk.len() + 4 * tokens.ids.len() + 48;
-        self.said.push(tokens);
-        if self.bytes > SAID_BYTES_MAX {
-            (self.said, self.bytes, self.from) = (Vec::new(), 0, self.position);
-        }
     }
 }
