@@ -271,7 +271,7 @@ impl Answer {
     async fn read(&mut self, answer: v1::Answer) -> Result<Option<Event>, Failure> {
         use v1::answer::Kind;
         match answer.kind {
-            Some(Kind::Failed(failed)) if failed.reason() == v1::Failure::Duplicate && self.asked && self.trouble.is_some() => {
+            Some(Kind::Failed(failed)) if self.trouble.is_some() && self.is_still_taken(failed.reason()) => {
                 // The root has not noticed yet that our connection broke.
                 self.broken(Some(Status::already_exists(failed.message))).await?;
                 return Ok(None);
@@ -306,6 +306,12 @@ impl Answer {
             // Of a kind that a newer root knows, or a failure, which was handled above.
             Some(Kind::Failed(_)) | None => Ok(None),
         }
+    }
+
+    /// Whether a root says so that still answers our own earlier question: it takes this one for another's, or no longer has the
+    /// start of an answer that it keeps for nobody.
+    fn is_still_taken(&self, reason: v1::Failure) -> bool {
+        self.asked && !self.query.claim.attach && matches!(reason, v1::Failure::Duplicate | v1::Failure::NotFound)
     }
 
     fn keep(&mut self, mut tokens: v1::Tokens) {

@@ -180,7 +180,9 @@ async fn an_answer_that_breaks_before_its_first_token_is_asked_for_again() {
     let rig = Rig::start(
         |number, _| match number {
             0 => vec![placed("leaf-1", false), Step::Break],
+            // It has not noticed yet.
             1 => vec![fails(failed(Failure::Duplicate))],
+            2 => vec![fails(failed(Failure::NotFound))],
             _ => hello(),
         },
         quick(),
