@@ -42,7 +42,8 @@ fn admit_or_panic<L: Language>(language: &L, request: &Request) -> Result<Admitt
     let state = language.begin(request, &reading);
     let mut sequence = Sequence::new(request, reading.tokens.len(), tokens_max, state);
     let mut tokens = reading.tokens;
-    let mut end = (tokens_max == 0).then_some(End::Whole(FinishReason::Length));
+    let nothing_to_do = tokens_max == 0 && !language.tells(&sequence.state);
+    let mut end = nothing_to_do.then_some(End::Whole(FinishReason::Length));
     for &token in &request.resume {
         if end.is_some() {
             break;

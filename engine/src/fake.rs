@@ -17,7 +17,7 @@ use crate::language::{Language, Reading};
 use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::scheduler::{Limits, Recording};
 use crate::text::{first_stop, may_become_stop};
-use crate::{Prompt, Refusal, Request, TokenLogprob, admission};
+use crate::{Prompt, Refusal, Request, Tell, TokenLogprob, Told, admission};
 
 /// How long a sleeping step may overlook that the engine is to stop.
 const NAP: Duration = Duration::from_millis(20);
@@ -30,6 +30,9 @@ const END: u32 = 0;
 const NUMBERS: u32 = 1024;
 /// One more than the greatest token.
 const VOCABULARY: u32 = NUMBERS + (1 << 20);
+
+/// Numbers of an embedding.
+const WIDTH: u8 = 16;
 
 #[rustfmt::skip]
 const OPENERS: [&str; 16] = [
@@ -153,7 +156,11 @@ pub(crate) struct State {
     /// How many tokens the prompt has.
     prompt_tokens: usize,
     says: Says,
+    /// Whether it says anything.
+    generates: bool,
     logprobs: bool,
+    /// What is told of the prompt, until it was.
+    told: Option<Told>,
     failpoint: Option<Failpoint>,
     text: Text,
 }
@@ -248,6 +255,8 @@ impl Language for Words {
             length,
             prompt_tokens: tokens.len(),
             says,
+            generates: request.max_tokens != Some(0),
+            told: if request.resume.is_empty() { told(request, reading) } else { None },
             logprobs: request.sampling.logprobs.is_some(),
             failpoint,
             text: Text::new(request.stop.clone()),
@@ -263,6 +272,18 @@ impl Language for Words {
     fn push(&self, state: &mut State, token: u32, stops_count: bool) -> (String, bool) {
         let first = state.text.is_new();
         state.text.push(&word(token, first), stops_count)
+    }
+
+    fn tells(&self, state: &State) -> bool {
+        match &state.told {
+            None => false,
+            Some(Told::Echo { logprobs, .. }) => !logprobs.is_empty(),
+            Some(Told::Embedding(_)) => true,
+        }
+    }
+
+    fn told(&self, state: &mut State) -> Option<Told> {
+        state.told.take()
     }
 
     fn finish(&self, state: State) -> String {
@@ -285,14 +306,12 @@ impl Backend for Fake {
                 Some(Failpoint::Abort) => std::process::abort(),
             }
         }
-        Ok(items
-            .iter()
-            .map(
-                |item| {
-                    if item.samples { Outcome::Drawn(item.state.draw(item.tokens.len(), item.draft)) } else { Outcome::Computed }
-                },
-            )
-            .collect())
+        let outcome = |item: &Item<'_, State>| match (item.samples, item.state.generates) {
+            (false, _) => Outcome::Computed,
+            (true, false) => Outcome::Read,
+            (true, true) => Outcome::Drawn(item.state.draw(item.tokens.len(), item.draft)),
+        };
+        Ok(items.iter().map(outcome).collect())
     }
 }
 
@@ -333,6 +352,41 @@ impl State {
             2 => 64 + random % 32,
             3 => 96,
             _ => 97,
+        }
+    }
+}
+
+/// What a request wants to be told of its prompt. All is equally likely here, and an embedding is a function of the tokens.
+fn told(request: &Request, reading: &Reading<'_>) -> Option<Told> {
+    let Reading { text, tokens, .. } = reading;
+    match request.tell {
+        Tell::Nothing => None,
+        Tell::Echo => {
+            let mut rest = &**text;
+            let mut said = |token, first| match rest.split_whitespace().next() {
+                Some(next) => {
+                    // With the space before it, so that all together they are the text.
+                    let (now, later) = rest.split_at(next.as_ptr() as usize - rest.as_ptr() as usize + next.len());
+                    rest = later;
+                    now.to_owned()
+                }
+                None => word(token, first),
+            };
+            let said: Vec<String> = tokens.iter().enumerate().map(|(at, &token)| said(token, at == 0)).collect();
+            let text = if text.is_empty() { said.concat() } else { text.clone().into_owned() };
+            let logprob = |(&token, bytes): (&u32, String)| TokenLogprob {
+                token,
+                bytes: bytes.into_bytes(),
+                logprob: 0.0,
+                top: Vec::new(),
+            };
+            let logprobs = request.sampling.logprobs.map(|_| tokens.iter().zip(said).map(logprob).collect());
+            Some(Told::Echo { text, logprobs: logprobs.unwrap_or_default() })
+        }
+        Tell::Embedding => {
+            let ids: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+            let number = |at: u8| (hash(&[&ids, &[at]]) as u32) as f32 / u32::MAX as f32 - 0.5;
+            Some(Told::Embedding((0..WIDTH).map(number).collect()))
         }
     }
 }

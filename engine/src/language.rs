@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use crate::{Refusal, Request};
+use crate::{Refusal, Request, Told};
 
 /// A model's, or the fake's.
 pub(crate) trait Language: Send + Sync + 'static {
@@ -31,6 +31,12 @@ pub(crate) trait Language: Send + Sync + 'static {
 
     /// The text that a token adds, and whether a stop string is complete.
     fn push(&self, state: &mut Self::State, token: u32, stops_count: bool) -> (String, bool);
+
+    /// Whether something is to be told of the prompt that only comes of computing all of it.
+    fn tells(&self, state: &Self::State) -> bool;
+
+    /// What was asked of the prompt, once all of it is computed; `None`: nothing was, or it was told.
+    fn told(&self, state: &mut Self::State) -> Option<Told>;
 
     /// The sequence has ended: the text that was held back.
     fn finish(&self, state: Self::State) -> String;

@@ -37,6 +37,7 @@ pub mod scheduler;
 mod sequence;
 mod source;
 mod stored;
+mod telling;
 mod template;
 mod text;
 pub mod threads;
@@ -52,7 +53,8 @@ pub use model::{DeviceChoice, Dtype, KvDtype, LoadOptions, Model, RandomShape, U
 pub use profile::Profile;
 pub use progress::Progress;
 pub use request::{
-    FinishReason, LogitBias, Message, Output, Prompt, Refusal, Request, Sampling, SequenceId, Step, TokenLogprob, Usage,
+    FinishReason, LogitBias, Message, Output, Prompt, Refusal, Request, Sampling, SequenceId, Step, Tell, TokenLogprob, Told,
+    Usage,
 };
 pub use room::KvMemory;
 pub use sampler::{Logprob, Sampled, Sampler};

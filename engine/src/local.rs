@@ -1,8 +1,11 @@
 //! The model behind the runner: requests to tokens, tokens to logits, logits to tokens, tokens to text.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Tensor};
 
 use crate::kernels::{PEAK_COLUMNS, Pool, Segment};
 use crate::kv::Storage;
@@ -11,7 +14,13 @@ use crate::ops::Logits;
 use crate::profile::{self, Arithmetic, Part, Profiler, Shape, Work};
 use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::sampler::Peaks;
-use crate::{Model, Profile, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, admission};
+use crate::telling::{Added, Telling};
+use crate::{
+    Logprob, Model, Profile, Prompt, Refusal, Request, Sampled, Sampler, TextStream, TokenLogprob, Told, admission, sampler,
+};
+
+/// Rows of a prompt whose logits are looked at together: with 150,000 of them to a row, 40 MB.
+const LOOKED_AT: usize = 64;
 
 /// One engine's part: the weights are shared, the KV pages are its own, and the threads are those that other engines leave.
 pub(crate) struct Local {
@@ -31,8 +40,31 @@ pub(crate) struct Served {
 /// What a sequence needs between steps.
 pub(crate) struct State {
     prompt_tokens: usize,
+    /// Whether anything is drawn behind the prompt.
+    generates: bool,
     sampler: Sampler,
     text: TextStream,
+    telling: Telling,
+}
+
+impl Item<'_, State> {
+    /// Rows whose logits are drawn from.
+    fn draws(&self) -> usize {
+        if self.samples && self.state.generates { 1 + self.draft.len() } else { 0 }
+    }
+
+    /// Those of its tokens whose hidden states are wanted, counted from the first that is computed now.
+    fn tells(&self) -> Range<usize> {
+        self.state.telling.rows(self.computed, self.count, self.state.prompt_tokens)
+    }
+}
+
+/// What came of a forward pass.
+struct Found {
+    /// Of each item that draws, one after the other: behind its last token, and behind each guess.
+    logits: Logits,
+    /// Of each item: what its chunk adds to what is told of its prompt, or why there is no such thing.
+    added: Vec<Option<Result<Added, String>>>,
 }
 
 /// One sequence's part in sampling.
@@ -55,24 +87,86 @@ impl Local {
         Local { model, cache, pool, profiler: profile.map(Profiler::new) }
     }
 
-    /// The logits of each item that samples, one after the other: behind its last token, and behind each guess.
-    fn forward(&mut self, items: &[Item<'_, State>]) -> candle_core::Result<Logits> {
+    fn forward(&mut self, items: &[Item<'_, State>]) -> candle_core::Result<Found> {
         let mut tokens = Vec::new();
         let mut segments = Vec::with_capacity(items.len());
-        let mut samples = Vec::new();
+        let (mut wanted, mut told) = (Vec::new(), Vec::new());
         for item in items {
+            let row = tokens.len() as u32;
             let rows = item.count + item.draft.len();
             let segment = Segment { row: tokens.len(), rows, position: item.computed, pages: item.pages };
             tokens.extend_from_slice(&item.tokens[item.computed..item.computed + item.count]);
             tokens.extend_from_slice(item.draft);
-            if item.samples {
-                let end = tokens.len() as u32;
-                samples.extend(end - 1 - item.draft.len() as u32..end);
-            }
+            let end = tokens.len() as u32;
+            wanted.extend(end - item.draws() as u32..end);
+            told.extend(item.tells().map(|told| row + told as u32));
             segments.push(segment);
         }
-        self.model.network.forward(self.model.compute(&self.pool), &mut self.cache, &tokens, &segments, &samples)
+        let draws = wanted.len();
+        wanted.extend(&told);
+        let (network, on) = (&self.model.network, self.model.compute(&self.pool));
+        let Some(states) = network.states(on, &mut self.cache, &tokens, &segments, &wanted)? else {
+            return Ok(Found { logits: Logits::default(), added: Vec::new() });
+        };
+        if told.is_empty() {
+            return Ok(Found { logits: network.head(on, &states)?, added: Vec::new() });
+        }
+        let logits = if draws > 0 { network.head(on, &states.narrow(0, 0, draws)?)? } else { Logits::default() };
+        let mut from = draws;
+        let added = items.iter().map(|item| {
+            let count = item.tells().len();
+            from += count;
+            (count > 0).then(|| self.tell(item, &states.narrow(0, from - count, count)?)).transpose()
+        });
+        Ok(Found { logits, added: added.collect::<candle_core::Result<_>>()? })
     }
+
+    /// What the hidden states of a chunk of a prompt add to what is told of it.
+    fn tell(&self, item: &Item<'_, State>, states: &Tensor) -> candle_core::Result<Result<Added, String>> {
+        let (count, width) = states.dims2()?;
+        let Telling::Logprobs { top, .. } = item.state.telling else {
+            let states: Vec<f32> = states.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            let broken = states.iter().filter(|number| !number.is_finite()).count();
+            let added = (broken == 0).then(|| item.state.telling.summed(item.computed, &states, width));
+            return Ok(added.ok_or_else(|| not_finite(broken, states.len(), "hidden states")));
+        };
+        let next = &item.tokens[item.computed + 1..item.computed + 1 + count];
+        let vocabulary = self.model.config.vocabulary();
+        let mut logprobs = Vec::with_capacity(count);
+        for (part, next) in next.chunks(LOOKED_AT).enumerate() {
+            let states = states.narrow(0, part * LOOKED_AT, next.len())?;
+            let Logits { values, peaks } = self.model.network.head(self.model.compute(&self.pool), &states)?;
+            let noted = |row: usize| {
+                let blocks = vocabulary.div_ceil(PEAK_COLUMNS);
+                peaks.get(row * blocks..(row + 1) * blocks)
+            };
+            let found: Vec<Mutex<Option<Logprob>>> = next.iter().map(|_| Mutex::default()).collect();
+            self.pool.run(next.len(), &|row| {
+                let logits = &values[row * vocabulary..(row + 1) * vocabulary];
+                let peaks = noted(row).map_or_else(|| Peaks::new(logits), Peaks::noted);
+                // Nobody else has this task, so the lock is free; it is there for the compiler.
+                *found[row].lock().unwrap_or_else(PoisonError::into_inner) =
+                    peaks.map(|peaks| sampler::logprob(next[row], logits, &peaks, usize::from(top)));
+            });
+            for (row, (found, &token)) in found.into_iter().zip(next).enumerate() {
+                let Some(logprob) = found.into_inner().unwrap_or_else(PoisonError::into_inner) else {
+                    let row = &values[row * vocabulary..(row + 1) * vocabulary];
+                    let broken = row.iter().filter(|logit| !logit.is_finite()).count();
+                    return Ok(Err(not_finite(broken, vocabulary, "logits")));
+                };
+                logprobs.push(self.shown(token, logprob));
+            }
+        }
+        Ok(Ok(Added::Logprobs(logprobs)))
+    }
+}
+
+/// Where a model's numbers are none, any answer would be a lie.
+fn not_finite(broken: usize, all: usize, what: &str) -> String {
+    format!(
+        "{broken} of the model's {all} {what} are not finite: its weights are damaged, or too large for f32; fetch the checkpoint \
+         again, or serve another one"
+    )
 }
 
 impl Language for Served {
@@ -115,6 +209,8 @@ impl Language for Served {
         let stop = request.stop.iter().chain(&reading.stop).cloned().collect();
         State {
             prompt_tokens: reading.tokens.len(),
+            generates: request.max_tokens != Some(0),
+            telling: Telling::new(request, &reading.tokens, &self.model.tokenizer),
             sampler: Sampler::new(&request.sampling, &reading.tokens),
             text: TextStream::new(Arc::clone(&self.model.tokenizer), stop),
         }
@@ -131,6 +227,14 @@ impl Language for Served {
     fn push(&self, state: &mut State, token: u32, stops_count: bool) -> (String, bool) {
         let pushed = state.text.push(token, stops_count);
         (pushed.text, pushed.stopped)
+    }
+
+    fn tells(&self, state: &State) -> bool {
+        state.telling.reads()
+    }
+
+    fn told(&self, state: &mut State) -> Option<Told> {
+        state.telling.told()
     }
 
     fn finish(&self, state: State) -> String {
@@ -155,8 +259,7 @@ impl Backend for Local {
         self.pool.stay();
         let begun = self.profiler.as_ref().and_then(Profiler::begin);
         let rows = |item: &Item<'_, State>| item.count + item.draft.len();
-        let samples = |item: &Item<'_, State>| if item.samples { 1 + item.draft.len() } else { 0 };
-        let shape = Shape { rows: items.iter().map(rows).sum(), samples: items.iter().map(samples).sum() };
+        let shape = Shape { rows: items.iter().map(rows).sum(), samples: items.iter().map(Item::draws).sum() };
         let outcomes = self.pass(items);
         if let (Some(profiler), Some(begun)) = (&mut self.profiler, begun) {
             profiler.end(shape, begun);
@@ -174,7 +277,8 @@ impl Local {
     #[inline(never)]
     fn pass(&mut self, items: &mut [Item<'_, State>]) -> Result<Vec<Outcome>, String> {
         let vocabulary = self.model.config.vocabulary();
-        let Logits { values: mut logits, peaks } = self.forward(items).map_err(|error| error.to_string())?;
+        let Found { logits: Logits { values: mut logits, peaks }, added } =
+            self.forward(items).map_err(|error| error.to_string())?;
         let _span = profile::span(|| {
             let logits = logits.len() as u64;
             (Part::Sampling, Work { bytes: 4 * logits, operations: 2 * logits, arithmetic: Arithmetic::F32 })
@@ -185,12 +289,12 @@ impl Local {
         let blocks = vocabulary.div_ceil(PEAK_COLUMNS);
         let draws: Vec<Mutex<Draw<'_>>> = items
             .iter_mut()
-            .filter(|item| item.samples)
+            .filter(|item| item.draws() > 0)
             .map(|item| {
                 let position = (item.tokens.len() - item.state.prompt_tokens) as u32;
-                let (logits, others) = std::mem::take(&mut rest).split_at_mut((1 + item.draft.len()) * vocabulary);
+                let (logits, others) = std::mem::take(&mut rest).split_at_mut(item.draws() * vocabulary);
                 rest = others;
-                let (peaks, others) = noted.split_at(((1 + item.draft.len()) * blocks).min(noted.len()));
+                let (peaks, others) = noted.split_at((item.draws() * blocks).min(noted.len()));
                 noted = others;
                 let (sampler, draft) = (&mut item.state.sampler, item.draft);
                 Mutex::new(Draw { position, sampler, draft, logits, peaks, vocabulary, sampled: None })
@@ -206,24 +310,34 @@ impl Local {
         });
         let sampled: Vec<_> =
             draws.into_iter().map(|draw| draw.into_inner().unwrap_or_else(PoisonError::into_inner).sampled).collect();
-        let mut sampled = sampled.into_iter();
-        let outcome = |item: &Item<'_, State>| match if item.samples { sampled.next().flatten() } else { None } {
-            Some(Ok(sampled)) => Outcome::Drawn(sampled.into_iter().map(|sampled| self.drawn(sampled)).collect()),
-            Some(Err(cause)) => Outcome::Failed(cause),
-            None => Outcome::Computed,
+        let (mut sampled, mut added) = (sampled.into_iter(), added.into_iter());
+        let outcome = |item: &mut Item<'_, State>| {
+            let sampled = if item.draws() > 0 { sampled.next().flatten() } else { None };
+            match added.next().flatten() {
+                Some(Ok(added)) => item.state.telling.take(item.computed, added),
+                Some(Err(cause)) => return Outcome::Failed(cause),
+                None => {}
+            }
+            match sampled {
+                Some(Ok(sampled)) => Outcome::Drawn(sampled.into_iter().map(|sampled| self.drawn(sampled)).collect()),
+                Some(Err(cause)) => Outcome::Failed(cause),
+                None if item.samples => Outcome::Read,
+                None => Outcome::Computed,
+            }
         };
-        Ok(items.iter().map(outcome).collect())
+        Ok(items.iter_mut().map(outcome).collect())
     }
 
     fn drawn(&self, sampled: Sampled) -> Drawn {
+        let Sampled { token, logprob } = sampled;
+        Drawn { token, logprob: logprob.map(|logprob| self.shown(token, logprob)) }
+    }
+
+    fn shown(&self, token: u32, logprob: Logprob) -> TokenLogprob {
         let bytes = |token| self.model.tokenizer.token_bytes(token).to_vec();
-        let logprob = sampled.logprob.map(|logprob| TokenLogprob {
-            token: sampled.token,
-            bytes: bytes(sampled.token),
-            logprob: logprob.logprob,
-            top: logprob.top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect(),
-        });
-        Drawn { token: sampled.token, logprob }
+        let Logprob { logprob, top } = logprob;
+        let top = top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect();
+        TokenLogprob { token, bytes: bytes(token), logprob, top }
     }
 }
 
@@ -235,11 +349,8 @@ impl Draw<'_> {
         let mut noted = self.peaks.chunks_exact(self.vocabulary.div_ceil(PEAK_COLUMNS));
         for (position, logits) in (self.position..).zip(self.logits.chunks_exact_mut(self.vocabulary)) {
             let Some(peaks) = noted.next().map_or_else(|| Peaks::new(logits), Peaks::noted) else {
-                let (broken, all) = (logits.iter().filter(|logit| !logit.is_finite()).count(), logits.len());
-                self.sampled = Some(Err(format!(
-                    "{broken} of the model's {all} logits are not finite: its weights are damaged, or too large for f32; fetch \
-                     the checkpoint again, or serve another one"
-                )));
+                let broken = logits.iter().filter(|logit| !logit.is_finite()).count();
+                self.sampled = Some(Err(not_finite(broken, logits.len(), "logits")));
                 return;
             };
             let token = self.sampler.sample_among(position, logits, peaks);

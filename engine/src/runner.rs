@@ -15,7 +15,7 @@ use crate::admission::{self, Admissions, Admitted};
 use crate::language::Language;
 use crate::scheduler::{Event, Plan, Scheduler, Stats, Work};
 use crate::sequence::{End, Sequence};
-use crate::{Output, Refusal, Request, SequenceId, Step, TokenLogprob};
+use crate::{FinishReason, Output, Refusal, Request, SequenceId, Step, TokenLogprob};
 
 /// Steps that may wait for their reader. A reader that the operating system delays by some milliseconds costs nothing,
 /// and one that stopped reading stops the engine before much is computed for nobody.
@@ -61,7 +61,7 @@ pub(crate) struct Item<'a, S> {
     pub(crate) computed: usize,
     /// How many go through it now.
     pub(crate) count: usize,
-    /// Whether the next token is to be drawn.
+    /// Whether the last of them is the last that there is: then the next token is drawn, where one is wanted.
     pub(crate) samples: bool,
     /// Guesses that go through the model behind them. As long as they are what is drawn, the token behind each is drawn too.
     pub(crate) draft: &'a [u32],
@@ -80,6 +80,8 @@ pub(crate) enum Outcome {
     Computed,
     /// It has a token more, and another one for each guess that was right.
     Drawn(Vec<Drawn>),
+    /// Its prompt is computed, and that is all that was wanted.
+    Read,
     /// It can't go on, and the others can.
     Failed(String),
 }
@@ -243,7 +245,7 @@ impl<B: Backend> Runner<'_, B> {
             return self.finish(id, sequence, end, 0);
         }
         let tokens_max = sequence.prompt_tokens.saturating_add(sequence.tokens_max);
-        let event = Event::Submitted { id, tokens, tokens_max };
+        let event = Event::Submitted { id, tokens, tokens_max, whole: self.language.tells(&sequence.state) };
         if self.scheduler.feed(event) {
             self.sequences.insert(id, sequence);
         } else {
@@ -257,12 +259,13 @@ impl<B: Backend> Runner<'_, B> {
         self.outputs.push(Output::Refused { id, refusal });
     }
 
-    fn finish(&mut self, id: SequenceId, sequence: Sequence<B::Language>, end: End, cached: u32) {
+    fn finish(&mut self, id: SequenceId, mut sequence: Sequence<B::Language>, end: End, cached: u32) {
         let (usage, reason) = (sequence.usage(cached), end.reason());
+        let told = self.language.told(&mut sequence.state);
         let held_back = self.language.finish(sequence.state);
         let text = if end == End::Stopped { String::new() } else { held_back };
         debug!(sequence = id.0, ?reason, completion_tokens = usage.completion_tokens, "finished");
-        self.outputs.push(Output::Finished { id, reason, text, usage });
+        self.outputs.push(Output::Finished { id, reason, text, usage, told });
     }
 
     /// Sends the news. False: nobody listens any more, or the engine is to stop.
@@ -356,8 +359,13 @@ impl<B: Backend> Runner<'_, B> {
                 error!(sequence = id.0, error = %text, "a sequence failed");
                 return self.fail(id, text);
             }
+            Outcome::Read => {
+                self.scheduler.feed(Event::Ended { id });
+                return self.finish(id, sequence, End::Whole(FinishReason::Length), 0);
+            }
             Outcome::Drawn(drawn) => drawn,
         };
+        let told = self.language.told(&mut sequence.state);
         let position = sequence.count;
         let (mut tokens, mut text, mut logprobs, mut end) = (Vec::new(), String::new(), Vec::new(), None);
         for Drawn { token, logprob } in drawn {
@@ -372,7 +380,7 @@ impl<B: Backend> Runner<'_, B> {
             }
         }
         self.scheduler.feed(Event::Drawn { id, tokens: tokens.clone() });
-        self.outputs.push(Output::Tokens { id, position, tokens, text, logprobs });
+        self.outputs.push(Output::Tokens { id, position, tokens, text, logprobs, told });
         match end {
             None => {
                 self.sequences.insert(id, sequence);

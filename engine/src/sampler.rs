@@ -125,6 +125,12 @@ impl Sampler {
     }
 }
 
+/// What the model thinks of a token that somebody else chose, and its `count` favourites.
+pub(crate) fn logprob(token: u32, logits: &[f32], peaks: &Peaks, count: usize) -> Logprob {
+    let reported = Reported::new(logits, peaks, count);
+    Logprob { logprob: logits.get(token as usize).map_or(f32::NEG_INFINITY, |&logit| reported.logprob(logit)), top: reported.top }
+}
+
 /// The nearest finite number, so that no difference of two logits is NaN; NaN itself is the least.
 fn finite(logit: f32) -> f32 {
     if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) }

@@ -11,7 +11,8 @@
 //!   up, waits at the head of the line, and is computed again later: the oldest always goes on, so everybody's turn comes.
 //! - The first in line joins as soon as a slot is free, and pages for its tokens so far, and some beside them for everybody who
 //!   runs to grow into, so that who joins is not preempted at once.
-//! - What stands in a cached page is not computed again. At least one token always is: somebody has to give the logits.
+//! - What stands in a cached page is not computed again, but for who wants something of each token. At least one token always
+//!   is: somebody has to give the logits.
 //! - Every running sequence that lacks one token decodes in every step; what is left of the step's budget goes to prompts, first
 //!   come first served.
 //! - Where few decode and nothing else is to be computed, a step has time to check guesses at the tokens that follow.
@@ -66,6 +67,9 @@ pub enum Event {
         tokens: Vec<u32>,
         /// Tokens that it can grow to, prompt included.
         tokens_max: u32,
+        /// All its tokens go through the model, whatever stands in cached pages: something is wanted of each.
+        #[serde(default)]
+        whole: bool,
     },
     /// Its part in a step that samples is done, and gave tokens.
     Drawn {
@@ -198,8 +202,8 @@ impl Scheduler {
             recording.push(Record::Event(event.clone()));
         }
         match event {
-            Event::Submitted { id, tokens, tokens_max } => {
-                let sequence = Sequence::new(id, tokens, tokens_max, self.limits.page_tokens);
+            Event::Submitted { id, tokens, tokens_max, whole } => {
+                let sequence = Sequence::new(id, tokens, tokens_max, whole, self.limits.page_tokens);
                 if sequence.tokens.is_empty() || sequence.pages_max() > self.pages.count() as usize || self.knows(id) {
                     return false;
                 }

@@ -106,6 +106,11 @@ pub(crate) fn reason_of_why(why: Why) -> v1::Reason {
 pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engine::Request, v1::Failed> {
     let unreadable = |what: &str| invalid("", format!("the query's payload is not readable: {what}"));
     let generation = v1::Generation::decode(query.payload.clone()).map_err(|error| unreadable(&error.to_string()))?;
+    let tell = match generation.tell() {
+        v1::Tell::Nothing => engine::Tell::Nothing,
+        v1::Tell::Echo => engine::Tell::Echo,
+        v1::Tell::Embedding => engine::Tell::Embedding,
+    };
     let prompt = match generation.prompt {
         Some(v1::generation::Prompt::Text(text)) => engine::Prompt::Text(text),
         Some(v1::generation::Prompt::Tokens(tokens)) => engine::Prompt::Tokens(tokens.ids),
@@ -134,11 +139,12 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
         id,
         prompt,
         sampling,
-        max_tokens: (generation.max_tokens > 0).then_some(generation.max_tokens),
+        max_tokens: (generation.max_tokens > 0 || generation.prompt_only).then_some(generation.max_tokens),
         min_tokens: generation.min_tokens,
         stop: generation.stop,
         ignore_eos: generation.ignore_eos,
         resume: query.delivered.clone(),
+        tell,
     })
 }
 
@@ -149,12 +155,12 @@ pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v
         engine::Output::Cancelled { .. } => return None,
         // Until then it waited in the engine, which is no progress of its own.
         engine::Output::Started { .. } | engine::Output::Progress { .. } => Kind::Progress(v1::Progress {}),
-        engine::Output::Tokens { position, tokens, text, logprobs, .. } => {
+        engine::Output::Tokens { position, tokens, text, logprobs, told, .. } => {
             let logprobs = logprobs.into_iter().map(logprob).collect();
-            let chunk = v1::Chunk { text, logprobs }.encode_to_vec().into();
+            let chunk = v1::Chunk { text, logprobs, told: told.map(self::told) }.encode_to_vec().into();
             Kind::Tokens(v1::Tokens { position, ids: tokens, chunk })
         }
-        engine::Output::Finished { reason, text, usage, .. } => {
+        engine::Output::Finished { reason, text, usage, told, .. } => {
             let reason = match reason {
                 engine::FinishReason::Stop => v1::FinishReason::Stop,
                 engine::FinishReason::Length => v1::FinishReason::Length,
@@ -167,6 +173,7 @@ pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v
                 text,
                 model: info.model.clone(),
                 fingerprint: info.fingerprint.clone(),
+                told: told.map(self::told),
             };
             Kind::Finished(v1::End { finish: finish.encode_to_vec().into() })
         }
@@ -205,6 +212,15 @@ fn refusal_to_wire(refusal: engine::Refusal) -> v1::Failed {
 
 fn invalid(param: &str, message: String) -> v1::Failed {
     v1::Failed { reason: v1::Failure::Invalid.into(), message, param: param.to_owned(), ..Default::default() }
+}
+
+fn told(told: engine::Told) -> v1::Told {
+    match told {
+        engine::Told::Echo { text, logprobs } => {
+            v1::Told { text, logprobs: logprobs.into_iter().map(logprob).collect(), embedding: Vec::new() }
+        }
+        engine::Told::Embedding(embedding) => v1::Told { embedding, ..v1::Told::default() },
+    }
 }
 
 fn logprob(one: engine::TokenLogprob) -> v1::TokenLogprob {

@@ -45,8 +45,15 @@ pub(crate) fn token(position: u32, text: &str) -> Step {
 }
 
 pub(crate) fn tokens(position: u32, text: &str, logprobs: Vec<TokenLogprob>) -> Step {
-    let chunk = v1::Chunk { text: text.into(), logprobs }.encode_to_vec().into();
+    let chunk = v1::Chunk { text: text.into(), logprobs, told: None }.encode_to_vec().into();
     Step::Say(Kind::Tokens(v1::Tokens { position, ids: vec![position + 100], chunk }))
+}
+
+/// The first token, and what was asked of its prompt.
+pub(crate) fn echoing(prompt: &str, of_prompt: Vec<TokenLogprob>, text: &str, logprobs: Vec<TokenLogprob>) -> Step {
+    let told = Some(v1::Told { text: prompt.into(), logprobs: of_prompt, embedding: vec![] });
+    let chunk = v1::Chunk { text: text.into(), logprobs, told }.encode_to_vec().into();
+    Step::Say(Kind::Tokens(v1::Tokens { position: 0, ids: vec![100], chunk }))
 }
 
 pub(crate) fn logprob(text: &str, logprob: f32, top: &[(&str, f32)]) -> TokenLogprob {

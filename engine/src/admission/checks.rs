@@ -84,7 +84,7 @@ fn invalid(param: &'static str, message: String) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LogitBias, Prompt, Sampling, SequenceId};
+    use crate::{LogitBias, Prompt, Sampling, SequenceId, Tell};
 
     fn request(change: impl FnOnce(&mut Request)) -> Request {
         let mut request = Request {
@@ -96,6 +96,7 @@ mod tests {
             stop: Vec::new(),
             ignore_eos: false,
             resume: Vec::new(),
+            tell: Tell::Nothing,
         };
         change(&mut request);
         request

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::scheduler::{Record, Recording, replay};
 use crate::{
     DeviceChoice, Dtype, Engine, FinishReason, LoadOptions, Message, Model, Options, Output, Prompt, Refusal, Request, Sampling,
-    SequenceId, Source, StartError, Step, TokenLogprob, Usage, fake,
+    SequenceId, Source, StartError, Step, Tell, TokenLogprob, Told, Usage, fake,
 };
 
 fn request(id: u64, prompt: &str) -> Request {
@@ -22,6 +22,7 @@ fn request(id: u64, prompt: &str) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         resume: Vec::new(),
+        tell: Tell::Nothing,
     }
 }
 
@@ -33,6 +34,8 @@ struct Answer {
     /// With each token, or with several that came at once; the last is what came with the end.
     texts: Vec<String>,
     logprobs: Vec<TokenLogprob>,
+    /// Of the prompt.
+    told: Option<Told>,
     end: Option<Output>,
 }
 
@@ -86,8 +89,10 @@ impl Heard {
                     answer.started = true;
                 }
                 Output::Progress { .. } => assert!(answer.started),
-                Output::Tokens { position, tokens, text, logprobs, .. } => {
+                Output::Tokens { position, tokens, text, logprobs, told, .. } => {
                     assert!(answer.started);
+                    assert!(told.is_none() || answer.tokens.is_empty(), "a prompt is told of with the first token");
+                    answer.told = answer.told.take().or(told);
                     if answer.tokens.is_empty() {
                         answer.tokens.resize(position as usize, u32::MAX);
                         answer.texts.resize(position as usize, String::new());
@@ -97,8 +102,9 @@ impl Heard {
                     answer.texts.push(text);
                     answer.logprobs.extend(logprobs);
                 }
-                Output::Finished { ref text, .. } => {
+                Output::Finished { ref text, ref told, .. } => {
                     answer.texts.push(text.clone());
+                    answer.told = answer.told.take().or(told.clone());
                     answer.end = Some(output);
                 }
                 Output::Cancelled { .. } | Output::Refused { .. } => answer.end = Some(output),
@@ -142,3 +148,4 @@ mod admission;
 mod fakes;
 mod real;
 mod reuse;
+mod telling;

@@ -194,16 +194,16 @@ impl Gpt2 {
         })
     }
 
-    /// One pass of all segments' rows, in order; `tokens` has one for each row. The logits of the rows `samples`:
-    /// `[samples, vocab_size]`, row-major.
-    pub(crate) fn forward(
+    /// One pass of all segments' rows, in order; `tokens` has one for each row. The last hidden states of the rows `wanted`, behind
+    /// the final norm: `[wanted, width]`. `None`: none are wanted.
+    pub(crate) fn states(
         &self,
         on: Compute<'_>,
         cache: &mut Storage,
         tokens: &[u32],
         segments: &[Segment<'_>],
-        samples: &[u32],
-    ) -> Result<Logits> {
+        wanted: &[u32],
+    ) -> Result<Option<Tensor>> {
         let positions = segments.iter().flat_map(|segment| segment.position..segment.position + segment.rows);
         let positions = positions.map(|position| position as u32).collect::<Vec<_>>();
         let positions = Tensor::new(positions, self.wpe.device())?;
@@ -211,14 +211,18 @@ impl Gpt2 {
         for (layer, block) in self.h.iter().enumerate() {
             x = block.forward(on, &x, segments, cache, layer, self.config.heads())?;
         }
-        if samples.is_empty() {
-            return Ok(Logits::default());
+        if wanted.is_empty() {
+            return Ok(None);
         }
-        // The head is a third of the weights: only for rows whose next token is wanted.
-        let x = x.index_select(&Tensor::new(samples, x.device())?, 0)?;
-        let x = self.ln_f.forward(on, &x)?;
+        let x = x.index_select(&Tensor::new(wanted, x.device())?, 0)?;
+        self.ln_f.forward(on, &x).map(Some)
+    }
+
+    /// The logits of such states: `[states, vocab_size]`, row-major. The head is a large part of a small model's weights: only for
+    /// rows whose logits are wanted.
+    pub(crate) fn head(&self, on: Compute<'_>, states: &Tensor) -> Result<Logits> {
         match &self.head {
-            Head::Tied(head) | Head::Separate { lm_head: head, .. } => head.logits(on, &x),
+            Head::Tied(head) | Head::Separate { lm_head: head, .. } => head.logits(on, states),
         }
     }
 

@@ -259,29 +259,33 @@ impl Llama {
         })
     }
 
-    /// One pass of all segments' rows, in order; `tokens` has one for each row. The logits of the rows `samples`:
-    /// `[samples, vocab_size]`, row-major.
-    pub(crate) fn forward(
+    /// One pass of all segments' rows, in order; `tokens` has one for each row. The last hidden states of the rows `wanted`, behind
+    /// the final norm: `[wanted, width]`. `None`: none are wanted.
+    pub(crate) fn states(
         &self,
         on: Compute<'_>,
         cache: &mut Storage,
         tokens: &[u32],
         segments: &[Segment<'_>],
-        samples: &[u32],
-    ) -> Result<Logits> {
+        wanted: &[u32],
+    ) -> Result<Option<Tensor>> {
         let mut x = self.embed_tokens.embed(tokens)?;
         let positions = segments.iter().flat_map(|segment| segment.position..segment.position + segment.rows);
         let turns = Turns::new(on, positions.map(|position| self.angles.at(position)).collect(), x.device())?;
         for (number, layer) in self.layers.iter().enumerate() {
             x = layer.forward(on, &x, segments, cache, number, self.config.heads(), &turns)?;
         }
-        if samples.is_empty() {
-            return Ok(Logits::default());
+        if wanted.is_empty() {
+            return Ok(None);
         }
-        // The head is a large part of a small model's weights: only for rows whose next token is wanted.
-        let x = x.index_select(&Tensor::new(samples, x.device())?, 0)?;
-        let x = self.norm.forward(on, &x)?;
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).logits(on, &x)
+        let x = x.index_select(&Tensor::new(wanted, x.device())?, 0)?;
+        self.norm.forward(on, &x).map(Some)
+    }
+
+    /// The logits of such states: `[states, vocab_size]`, row-major. The head is a large part of a small model's weights: only for
+    /// rows whose logits are wanted.
+    pub(crate) fn head(&self, on: Compute<'_>, states: &Tensor) -> Result<Logits> {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).logits(on, states)
     }
 }
 

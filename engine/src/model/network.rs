@@ -1,6 +1,6 @@
 //! The network of a model, of whichever family: what a step needs of it.
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 use serde_json::Value;
 
 use super::fields::Fields;
@@ -103,8 +103,31 @@ impl Network {
         }
     }
 
-    /// One pass of all segments' rows, in order; `tokens` has one for each row. The logits of the rows `samples`:
-    /// `[samples, vocabulary]`, row-major.
+    /// One pass of all segments' rows, in order; `tokens` has one for each row. The last hidden states of the rows `wanted`, behind
+    /// the final norm: `[wanted, width]`. `None`: none are wanted.
+    pub(crate) fn states(
+        &self,
+        on: Compute<'_>,
+        cache: &mut Storage,
+        tokens: &[u32],
+        segments: &[Segment<'_>],
+        wanted: &[u32],
+    ) -> Result<Option<Tensor>> {
+        match self {
+            Network::Gpt2(gpt2) => gpt2.states(on, cache, tokens, segments, wanted),
+            Network::Llama(llama) => llama.states(on, cache, tokens, segments, wanted),
+        }
+    }
+
+    /// The logits of such states: `[states, vocabulary]`, row-major.
+    pub(crate) fn head(&self, on: Compute<'_>, states: &Tensor) -> Result<Logits> {
+        match self {
+            Network::Gpt2(gpt2) => gpt2.head(on, states),
+            Network::Llama(llama) => llama.head(on, states),
+        }
+    }
+
+    /// The same pass, up to the logits of the rows `samples`.
     pub(crate) fn forward(
         &self,
         on: Compute<'_>,
@@ -113,9 +136,9 @@ impl Network {
         segments: &[Segment<'_>],
         samples: &[u32],
     ) -> Result<Logits> {
-        match self {
-            Network::Gpt2(gpt2) => gpt2.forward(on, cache, tokens, segments, samples),
-            Network::Llama(llama) => llama.forward(on, cache, tokens, segments, samples),
+        match self.states(on, cache, tokens, segments, samples)? {
+            Some(states) => self.head(on, &states),
+            None => Ok(Logits::default()),
         }
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// Tokens that it can grow to.
     tokens_max: usize,
+    /// It takes nothing from the cache.
+    whole: bool,
     /// Tokens whose KV stands in the pages, once the steps that were planned are through.
     pub(super) computed: usize,
     /// Position `p` is in number `p / page_tokens`.
@@ -29,9 +31,10 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(id: SequenceId, tokens: Vec<u32>, tokens_max: u32, page_tokens: u32) -> Sequence {
+    pub(super) fn new(id: SequenceId, tokens: Vec<u32>, tokens_max: u32, whole: bool, page_tokens: u32) -> Sequence {
         Sequence {
             id,
+            whole,
             tokens_max: (tokens_max as usize).max(tokens.len()),
             tokens,
             computed: 0,
@@ -69,7 +72,8 @@ impl Sequence {
     /// logits have to be computed.
     pub(super) fn found<'a>(&'a self, pages: &'a Pages) -> impl Iterator<Item = u32> + 'a {
         let mut before = None;
-        self.tokens[..self.tokens.len() - 1].chunks_exact(self.page_tokens).map_while(move |tokens| {
+        let wanted = if self.whole { 0 } else { self.tokens.len() - 1 };
+        self.tokens[..wanted].chunks_exact(self.page_tokens).map_while(move |tokens| {
             before = pages.find(before, tokens);
             before
         })
@@ -102,7 +106,7 @@ impl Sequence {
     pub(super) fn reuse(&mut self, pages: &mut Pages) -> usize {
         let start = self.computed;
         // A page that is begun is finished.
-        while self.computed == self.remembered * self.page_tokens && self.left() > self.page_tokens {
+        while !self.whole && self.computed == self.remembered * self.page_tokens && self.left() > self.page_tokens {
             let tokens = &self.tokens[self.computed..self.computed + self.page_tokens];
             let Some(page) = pages.find(self.last_remembered(), tokens) else { break };
             pages.hold(page);

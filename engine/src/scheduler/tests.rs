@@ -12,7 +12,7 @@ fn prompt(id: u64, tokens: u32) -> Vec<u32> {
 }
 
 fn submitted(id: u64, prompt_tokens: u32) -> Event {
-    Event::Submitted { id: SequenceId(id), tokens: prompt(id, prompt_tokens), tokens_max: prompt_tokens + 1 }
+    Event::Submitted { id: SequenceId(id), tokens: prompt(id, prompt_tokens), tokens_max: prompt_tokens + 1, whole: false }
 }
 
 fn ended(id: u64) -> Event {
@@ -106,17 +106,17 @@ fn a_cancelled_one_is_gone_wherever_it_was() {
 #[test]
 fn what_can_never_fit_is_refused_and_what_fits_alone_is_not() {
     let mut scheduler = Scheduler::new(Limits { pages: 3, ..LIMITS }, None);
-    let submit = |id, tokens_max| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 1), tokens_max };
+    let submit = |id, tokens_max| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 1), tokens_max, whole: false };
     assert!(!scheduler.feed(submit(1, 13)), "four pages never fit into three");
     assert!(scheduler.feed(submit(2, 12)));
     assert!(!scheduler.feed(submit(2, 12)), "it is here");
-    assert!(!scheduler.feed(Event::Submitted { id: SequenceId(3), tokens: Vec::new(), tokens_max: 4 }));
+    assert!(!scheduler.feed(Event::Submitted { id: SequenceId(3), tokens: Vec::new(), tokens_max: 4, whole: false }));
 }
 
 #[test]
 fn a_newcomer_waits_until_those_who_run_have_room_to_grow() {
     let mut scheduler = Scheduler::new(Limits { pages: 5, ..LIMITS }, None);
-    let submit = |id| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 3), tokens_max: 20 };
+    let submit = |id| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 3), tokens_max: 20, whole: false };
     scheduler.feed(submit(1));
     scheduler.feed(submit(2));
     // Two pages for their tokens and two for each to grow are six.
@@ -129,7 +129,7 @@ fn a_newcomer_waits_until_those_who_run_have_room_to_grow() {
 #[test]
 fn the_youngest_makes_room_for_the_oldest_and_comes_back() {
     let mut scheduler = Scheduler::new(Limits { pages: 6, ..LIMITS }, None);
-    let submit = |id| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 3), tokens_max: 16 };
+    let submit = |id| Event::Submitted { id: SequenceId(id), tokens: prompt(id, 3), tokens_max: 16, whole: false };
     scheduler.feed(submit(1));
     scheduler.feed(submit(2));
     assert_eq!(step(&mut scheduler).joined.len(), 2);
@@ -158,7 +158,7 @@ fn the_youngest_makes_room_for_the_oldest_and_comes_back() {
 #[test]
 fn the_next_turn_of_a_chat_computes_only_what_is_new() {
     let mut scheduler = Scheduler::new(LIMITS, None);
-    scheduler.feed(Event::Submitted { id: SequenceId(1), tokens: prompt(1, 10), tokens_max: 20 });
+    scheduler.feed(Event::Submitted { id: SequenceId(1), tokens: prompt(1, 10), tokens_max: 20, whole: false });
     for _ in 0..4 {
         step(&mut scheduler);
     }
@@ -167,13 +167,13 @@ fn the_next_turn_of_a_chat_computes_only_what_is_new() {
     scheduler.feed(ended(1));
     // Of the 14 tokens 13 were computed: three full pages.
     tokens.extend(prompt(2, 3));
-    scheduler.feed(Event::Submitted { id: SequenceId(2), tokens: tokens.clone(), tokens_max: 20 });
+    scheduler.feed(Event::Submitted { id: SequenceId(2), tokens: tokens.clone(), tokens_max: 20, whole: false });
     assert_eq!(step(&mut scheduler).work, [last_chunk(2, 12, 5)]);
     assert_eq!(scheduler.cached_tokens(SequenceId(2)), 12);
     let stats = scheduler.stats();
     assert_eq!((stats.tokens_looked_up, stats.tokens_reused, stats.pages_evicted), (27, 12, 0));
     // Another one shares the pages while they are in use, and its last token is computed although all stands there.
-    scheduler.feed(Event::Submitted { id: SequenceId(3), tokens: tokens[..12].to_vec(), tokens_max: 20 });
+    scheduler.feed(Event::Submitted { id: SequenceId(3), tokens: tokens[..12].to_vec(), tokens_max: 20, whole: false });
     assert_eq!(step(&mut scheduler).work, [decode(2, 17), last_chunk(3, 8, 4)]);
     assert_eq!(scheduler.pages(SequenceId(2))[..2], scheduler.pages(SequenceId(3))[..2]);
     step(&mut scheduler);
@@ -184,7 +184,7 @@ fn the_next_turn_of_a_chat_computes_only_what_is_new() {
 fn what_came_together_is_computed_once_where_the_budget_parts_it() {
     let mut scheduler = Scheduler::new(LIMITS, None);
     for id in 1..=2 {
-        scheduler.feed(Event::Submitted { id: SequenceId(id), tokens: prompt(7, 18), tokens_max: 20 });
+        scheduler.feed(Event::Submitted { id: SequenceId(id), tokens: prompt(7, 18), tokens_max: 20, whole: false });
     }
     assert_eq!(step(&mut scheduler).work, [chunk(1, 0, 16)]);
     assert_eq!(step(&mut scheduler).work, [last_chunk(1, 16, 2), last_chunk(2, 16, 2)]);
@@ -217,7 +217,7 @@ fn a_replay_notices_another_plan() {
 #[test]
 fn a_sequence_that_repeats_itself_decodes_several_tokens_in_a_step() {
     let mut scheduler = Scheduler::new(Limits { speculate: true, ..LIMITS }, None);
-    scheduler.feed(Event::Submitted { id: SequenceId(1), tokens: vec![1, 2, 3, 4, 5, 6, 1, 2, 3], tokens_max: 30 });
+    scheduler.feed(Event::Submitted { id: SequenceId(1), tokens: vec![1, 2, 3, 4, 5, 6, 1, 2, 3], tokens_max: 30, whole: false });
     assert_eq!(scheduler.plan().work, [last_chunk(1, 0, 9)], "prompts leave no time to guess");
     scheduler.feed(Event::Drawn { id: SequenceId(1), tokens: vec![4] });
     assert_eq!(scheduler.plan().work, [Work { draft: vec![5, 6, 1], ..decode(1, 9) }]);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use banyan_engine::{
     DeviceChoice, Dtype, Engine, LoadOptions, Model, Options, Output, Progress, Prompt, Request, Sampling, SequenceId, Source,
+    Tell,
 };
 use serde_json::Value;
 
@@ -71,6 +72,7 @@ fn generate(model: &Arc<Model>, prompt: &[u32], count: usize) -> Vec<u32> {
         stop: Vec::new(),
         ignore_eos: true,
         resume: Vec::new(),
+        tell: Tell::Nothing,
     });
     let mut generated = Vec::new();
     while let Some(step) = steps.blocking_recv() {

@@ -106,7 +106,14 @@ impl Virtual {
             let token = token(sequence.seed, position);
             sequence.count += 1;
             self.scheduler.feed(Event::Drawn { id, tokens: vec![token] });
-            self.outputs.push(Output::Tokens { id, position, tokens: vec![token], text: String::new(), logprobs: Vec::new() });
+            self.outputs.push(Output::Tokens {
+                id,
+                position,
+                tokens: vec![token],
+                text: String::new(),
+                logprobs: Vec::new(),
+                told: None,
+            });
             if sequence.count >= sequence.tokens_max {
                 self.scheduler.feed(Event::Ended { id });
                 self.finish(id);
@@ -141,7 +148,7 @@ impl Virtual {
         }
         let tokens_all = prompt.len() as u32 + tokens_max;
         let tokens: Vec<u32> = prompt.into_iter().chain(resume).collect();
-        if !self.scheduler.feed(Event::Submitted { id, tokens, tokens_max: tokens_all }) {
+        if !self.scheduler.feed(Event::Submitted { id, tokens, tokens_max: tokens_all, whole: false }) {
             self.sequences.remove(&id);
             let refusal = Refusal::Engine("the sequence needs more KV memory than the engine has".to_owned());
             self.outputs.push(Output::Refused { id, refusal });
@@ -151,6 +158,6 @@ impl Virtual {
     fn finish(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.remove(&id) else { return };
         let usage = Usage { prompt_tokens: sequence.prompt_tokens as u32, completion_tokens: sequence.count, cached_tokens: 0 };
-        self.outputs.push(Output::Finished { id, reason: FinishReason::Length, text: String::new(), usage });
+        self.outputs.push(Output::Finished { id, reason: FinishReason::Length, text: String::new(), usage, told: None });
     }
 }

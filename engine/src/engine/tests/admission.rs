@@ -57,6 +57,14 @@ impl Language for Gated {
         self.words.push(state, token, stops_count)
     }
 
+    fn tells(&self, state: &fake::State) -> bool {
+        self.words.tells(state)
+    }
+
+    fn told(&self, state: &mut fake::State) -> Option<Told> {
+        self.words.told(state)
+    }
+
     fn finish(&self, state: fake::State) -> String {
         self.words.finish(state)
     }

@@ -181,7 +181,7 @@ proptest! {
                     let id = SequenceId(next);
                     let tokens: Vec<u32> = (0..prompt).map(|i| 100 * kind + i % 40).collect();
                     let tokens_max = prompt + answer;
-                    let taken = world.scheduler.feed(Event::Submitted { id, tokens: tokens.clone(), tokens_max });
+                    let taken = world.scheduler.feed(Event::Submitted { id, tokens: tokens.clone(), tokens_max, whole: prompt % 5 == 0 });
                     prop_assert_eq!(taken, tokens_max.div_ceil(limits.page_tokens) <= limits.pages);
                     if taken {
                         world.live.insert(id, Live { tokens, tokens_max: tokens_max as usize, runs: false });
