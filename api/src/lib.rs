@@ -7,10 +7,13 @@ mod answer;
 mod body;
 mod catalogue;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 mod health;
 mod hosts;
 mod legacy;
 mod openai;
+mod openapi;
 mod pages;
 mod request_id;
 mod returns;

@@ -20,7 +20,7 @@ use crate::{
     hosts::Hosts,
     legacy,
     openai::{self, Error},
-    pages, request_id,
+    openapi, pages, request_id,
     returns::Returns,
     root::Roots,
 };
@@ -44,7 +44,16 @@ pub(crate) struct Shared {
 }
 
 /// The paths that people mistype.
-const PATHS: [&str; 6] = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/arranca/", "/livez", "/readyz"];
+const PATHS: [&str; 8] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+    "/openapi.json",
+    "/arranca/",
+    "/livez",
+    "/readyz",
+];
 
 static NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
@@ -54,12 +63,14 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/models/{*id}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/chat/completions/{id}", delete(openai::cancel))
         .route("/v1/completions/{id}", delete(openai::cancel))
         .route("/arranca/", post(legacy::arranca))
         .route("/arranca", post(legacy::arranca))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
+        .route("/openapi.json", get(openapi::openapi))
         .fallback(page_or_nothing)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(context.clone(), hosts::only_known))
@@ -81,7 +92,7 @@ async fn page_or_nothing(request: Request) -> Response {
             let path: String = request.uri().path().chars().take(100).collect();
             let advice = match nearest(&path, PATHS).first() {
                 Some(near) => format!("did you mean {near}?"),
-                None => "the endpoints are /v1/models, /v1/chat/completions and /v1/completions".to_owned(),
+                None => "GET /openapi.json says what there is".to_owned(),
             };
             Error::no_such_path(format!("there is nothing at {} {path}: {advice}", request.method())).into_response()
         }
@@ -90,11 +101,24 @@ async fn page_or_nothing(request: Request) -> Response {
 
 async fn wrong_method(request: Request) -> Error {
     let path = request.uri().path();
-    let wanted = if path.starts_with("/v1/models") || path.ends_with("z") { "GET" } else { "POST" };
+    let wanted = if path.starts_with("/v1/models") || path.ends_with("z") || path.ends_with(".json") { "GET" } else { "POST" };
     not_asked_so(&request, wanted)
 }
 
 fn not_asked_so(request: &Request, wanted: &str) -> Error {
     Error::invalid(format!("{} is not asked with {}: use {wanted}", request.uri().path(), request.method()))
         .status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_endpoint_is_documented() {
+        let document = openapi::document();
+        for path in PATHS {
+            assert!(document["paths"].get(path).is_some(), "{path}");
+        }
+    }
 }

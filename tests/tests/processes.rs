@@ -96,6 +96,33 @@ async fn the_main_job_works_without_any_network() {
     let text = joined(&events);
     assert!(text.split_whitespace().count() >= 8, "{text:?}");
     assert!(events.iter().filter(|event| !event.text().is_empty()).count() > 8, "it came in pieces: {events:?}");
+    // The same model says where texts lie, whichever node is asked and whoever runs beside it …
+    let texts = ["The cat sat on the mat.", "A cat was on the mat.", "She went to the shop to buy some bread."];
+    let body = json!({ "model": "banyan-tiny", "input": texts, "encoding_format": "float" });
+    let api = up.api().await;
+    let (first, again) = tokio::join!(api.post("/v1/embeddings", &body), api.post("/v1/embeddings", &body));
+    assert_eq!(first.json()["data"], again.json()["data"]);
+    let lies = |text: usize| -> Vec<f64> {
+        let numbers = first.json()["data"][text]["embedding"].as_array().expect("numbers").clone();
+        numbers.iter().map(|number| number.as_f64().expect("a number")).collect()
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let near = |a: usize, b: usize| {
+        let (a, b) = (lies(a), lies(b));
+        dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt()
+    };
+    assert_eq!(lies(0).len(), 256);
+    assert!(near(0, 1) > near(0, 2) && near(0, 1) > near(1, 2), "{} {} {}", near(0, 1), near(0, 2), near(1, 2));
+    // … and how likely they are.
+    let mut score = Vec::new();
+    for text in ["Once upon a time, there was a little girl.", "Once upon a time, there bread a little concrete."] {
+        let body = json!({ "model": "banyan-tiny", "prompt": text, "echo": true, "logprobs": 0, "max_tokens": 0 });
+        let answer = api.post("/v1/completions", &body).await.json();
+        assert_eq!(answer["choices"][0]["text"], text);
+        let logprobs = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("numbers").clone();
+        score.push(logprobs.iter().filter_map(serde_json::Value::as_f64).sum::<f64>() / logprobs.len() as f64);
+    }
+    assert!(score[0] > score[1] + 1.0, "{score:?}");
     up.signal("TERM").await;
     assert_eq!(up.finished().await.code, 0);
 }

@@ -97,9 +97,9 @@ impl Comeback {
         Ok(comeback)
     }
 
-    /// The first query's id; those of further choices follow it.
-    pub(super) fn first(&self) -> QueryId {
-        let resumed = self.resume.as_ref().map(|resume| resume.id);
+    /// The first query's id; those of further choices follow it. Only a stream can be come back to.
+    pub(super) fn first(&self, stream: bool) -> QueryId {
+        let resumed = self.resume.as_ref().filter(|_| stream).map(|resume| resume.id);
         resumed.or(self.key.as_ref().map(|key| key.id)).unwrap_or_default()
     }
 
@@ -132,6 +132,14 @@ impl Resume {
         let seen: Vec<Seen> = seen.split(',').take(CHOICES_MAX + 1).map(Seen::parse).collect::<Option<_>>()?;
         (seen.len() <= CHOICES_MAX).then_some(Resume { id: id.parse().ok()?, seen })
     }
+}
+
+/// An event's id, and how it says what was seen.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_event_id(text: &str) -> Option<(QueryId, String)> {
+    let Resume { id, seen } = Resume::parse(text)?;
+    let seen: Vec<String> = seen.iter().map(Seen::to_string).collect();
+    Some((id, seen.join(",")))
 }
 
 impl Seen {
@@ -169,7 +177,7 @@ mod tests {
 
     fn keyed(key: &str, path: &str, owner: &str, body: &[u8]) -> (QueryId, Bytes) {
         let comeback = Comeback::read(&headers("idempotency-key", key), path, owner, body).unwrap();
-        (comeback.first(), comeback.claim(false, false).digest)
+        (comeback.first(false), comeback.claim(false, false).digest)
     }
 
     #[test]

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use banyan_proto::{nearest, v1};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{answer::Failure, root::AskError};
@@ -33,12 +34,12 @@ pub(crate) struct Error {
 }
 
 /// The shape: all four keys, always.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Shape<'a> {
     error: Inner<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Inner<'a> {
     message: &'a str,
     r#type: &'static str,

@@ -1,13 +1,31 @@
 //! A request's JSON object, read field by field, so that every error names the field and says what would be right.
 
-use std::{fmt::Display, ops::RangeInclusive};
+use std::fmt::Display;
 
 use serde_json::{Map, Value};
 
-use super::Error;
+use super::{
+    Error,
+    field::{Boolean, Field, Integer, Number, Other, Refused, Text},
+};
 
 /// The fields that were not read yet. `null` counts as absent; fields that nobody reads are ignored.
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields {
+    left: Map<String, Value>,
+    /// Names that were asked for, which the document must know.
+    #[cfg(test)]
+    pub(crate) asked: std::collections::BTreeSet<String>,
+}
+
+impl From<Map<String, Value>> for Fields {
+    fn from(left: Map<String, Value>) -> Self {
+        Fields {
+            left,
+            #[cfg(test)]
+            asked: Default::default(),
+        }
+    }
+}
 
 impl Fields {
     /// # Errors
@@ -17,61 +35,71 @@ impl Fields {
             return Err(Error::invalid("the body is empty: send a JSON object"));
         }
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Fields(fields)),
+            Ok(Value::Object(fields)) => Ok(fields.into()),
             Ok(other) => Err(Error::invalid(format!("the body must be a JSON object, not {}", kind(&other)))),
             Err(error) => Err(Error::invalid(format!("the body is not valid JSON: {error}"))),
         }
     }
 
-    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
+    /// What has rules of its own, which the caller keeps to.
+    pub(crate) fn other(&mut self, field: &Field<Other>) -> Option<Value> {
+        self.take(field.name)
     }
 
-    pub(crate) fn number(&mut self, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>, Error> {
-        let Some(value) = self.take(name) else { return Ok(None) };
+    pub(crate) fn number(&mut self, field: &Field<Number>) -> Result<Option<f64>, Error> {
+        let Some(value) = self.take(field.name) else { return Ok(None) };
+        let range = &field.holds.0;
         match value.as_f64() {
             Some(number) if range.contains(&number) => Ok(Some(number)),
-            _ => Err(expected(name, &format_args!("a number from {} to {}", range.start(), range.end()), &value)),
+            _ => Err(expected(field.name, &format_args!("a number from {} to {}", range.start(), range.end()), &value)),
         }
     }
 
-    pub(crate) fn integer(&mut self, name: &'static str, range: RangeInclusive<i64>) -> Result<Option<i64>, Error> {
-        let Some(value) = self.take(name) else { return Ok(None) };
+    pub(crate) fn integer(&mut self, field: &Field<Integer>) -> Result<Option<i64>, Error> {
+        let Some(value) = self.take(field.name) else { return Ok(None) };
+        let range = &field.holds.0;
         match whole(&value) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
-            _ => Err(expected(name, &format_args!("an integer from {} to {}", range.start(), range.end()), &value)),
+            _ => Err(expected(field.name, &format_args!("an integer from {} to {}", range.start(), range.end()), &value)),
         }
     }
 
-    pub(crate) fn boolean(&mut self, name: &'static str) -> Result<Option<bool>, Error> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| expected(name, &"true or false", &value))
+    pub(crate) fn boolean(&mut self, field: &Field<Boolean>) -> Result<Option<bool>, Error> {
+        let Some(value) = self.take(field.name) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| expected(field.name, &"true or false", &value))
     }
 
-    pub(crate) fn string(&mut self, name: &'static str, bytes_max: usize) -> Result<Option<String>, Error> {
-        match self.take(name) {
+    pub(crate) fn text(&mut self, field: &Field<Text>) -> Result<Option<String>, Error> {
+        match self.take(field.name) {
             None => Ok(None),
-            Some(Value::String(text)) if text.len() <= bytes_max => Ok(Some(text)),
-            Some(value) => Err(expected(name, &format_args!("a string of at most {bytes_max} bytes"), &value)),
+            Some(Value::String(text)) if text.len() <= field.holds.0 => Ok(Some(text)),
+            Some(value) => Err(expected(field.name, &format_args!("a string of at most {} bytes", field.holds.0), &value)),
         }
     }
 
-    pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields>, Error> {
-        match self.take(name) {
+    pub(crate) fn object(&mut self, field: &Field<Other>) -> Result<Option<Fields>, Error> {
+        match self.take(field.name) {
             None => Ok(None),
-            Some(Value::Object(fields)) => Ok(Some(Fields(fields))),
-            Some(value) => Err(expected(name, &"an object", &value)),
+            Some(Value::Object(fields)) => Ok(Some(fields.into())),
+            Some(value) => Err(expected(field.name, &"an object", &value)),
         }
     }
 
     /// Refuses a parameter that is not offered, unless it says what happens anyway.
-    pub(crate) fn refuse(&mut self, name: &'static str, is_neutral: impl Fn(&Value) -> bool) -> Result<(), Error> {
+    pub(crate) fn refuse(&mut self, field: &Field<Refused>) -> Result<(), Error> {
+        let name = field.name;
         match self.take(name) {
-            Some(value) if !is_neutral(&value) => {
+            Some(value) if !(field.holds.is_neutral)(&value) => {
                 Err(Error::parameter(name, format!("'{name}' is not offered here: leave it out")))
             }
             _ => Ok(()),
         }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        self.asked.insert(name.to_owned());
+        self.left.remove(name).filter(|value| !value.is_null())
     }
 }
 
@@ -106,6 +134,9 @@ mod tests {
 
     use super::*;
 
+    static TEMPERATURE: Field<Number> = Field { name: "temperature", holds: Number(0.0..=2.0), about: "" };
+    static N: Field<Integer> = Field { name: "n", holds: Integer(1..=8), about: "" };
+
     fn fields(body: &str) -> Fields {
         Fields::parse(body.as_bytes()).unwrap()
     }
@@ -116,12 +147,12 @@ mod tests {
 
     #[test]
     fn errors_name_the_field_and_the_range() {
-        let error = text(fields(r#"{"temperature": 9}"#).number("temperature", 0.0..=2.0).unwrap_err());
+        let error = text(fields(r#"{"temperature": 9}"#).number(&TEMPERATURE).unwrap_err());
         assert_eq!(
             error,
             r#"{"error":{"message":"'temperature' must be a number from 0 to 2, not 9","type":"invalid_request_error","param":"temperature","code":null}}"#
         );
-        let error = text(fields(r#"{"n": "two"}"#).integer("n", 1..=8).unwrap_err());
+        let error = text(fields(r#"{"n": "two"}"#).integer(&N).unwrap_err());
         assert!(error.contains("'n' must be an integer from 1 to 8, not a string of 3 bytes"), "{error}");
     }
 
@@ -137,10 +168,10 @@ mod tests {
 
     #[test]
     fn null_is_absent_and_whole_floats_are_integers() {
-        assert_eq!(fields(r#"{"n": null}"#).integer("n", 1..=8).unwrap(), None);
-        assert_eq!(fields(r#"{"n": 4.0}"#).integer("n", 1..=8).unwrap(), Some(4));
-        assert!(fields(r#"{"n": 4.5}"#).integer("n", 1..=8).is_err());
-        assert!(fields(r#"{"n": 18446744073709551615}"#).integer("n", 1..=8).is_err());
+        assert_eq!(fields(r#"{"n": null}"#).integer(&N).unwrap(), None);
+        assert_eq!(fields(r#"{"n": 4.0}"#).integer(&N).unwrap(), Some(4));
+        assert!(fields(r#"{"n": 4.5}"#).integer(&N).is_err());
+        assert!(fields(r#"{"n": 18446744073709551615}"#).integer(&N).is_err());
     }
 
     proptest! {

@@ -1,24 +1,31 @@
 //! OpenAI's HTTP API: what its clients send, and the shapes that they read.
 
 mod cancel;
-mod chat;
-mod comeback;
-mod completions;
-mod error;
+pub(crate) mod chat;
+pub(crate) mod comeback;
+pub(crate) mod completions;
+pub(crate) mod embeddings;
+pub(crate) mod error;
+mod field;
 mod fields;
-mod models;
+pub(crate) mod models;
 mod order;
 mod parameters;
 mod reply;
-mod shapes;
+pub(crate) mod shapes;
 mod stream;
 
 pub(crate) use cancel::cancel;
 pub(crate) use chat::chat_completions;
 pub(crate) use comeback::Comeback;
 pub(crate) use completions::completions;
+pub(crate) use embeddings::embeddings;
 pub(crate) use error::Error;
+#[cfg(any(test, fuzzing))]
+pub(crate) use fields::Fields;
 pub(crate) use models::{model, models};
 pub(crate) use order::{Dialect, Order};
+#[cfg(any(test, fuzzing))]
+pub(crate) use parameters::CHOICES_MAX;
 pub(crate) use parameters::Parameters;
 pub(crate) use reply::{Reply, with_node};

@@ -4,6 +4,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Error;
@@ -13,14 +14,14 @@ use crate::{
 };
 
 /// A list, as OpenAI shows lists.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct List {
     object: &'static str,
     data: Vec<Model>,
 }
 
 /// One model.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Model {
     id: String,
     object: &'static str,
@@ -30,7 +31,7 @@ pub(crate) struct Model {
     banyan: Extension,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Extension {
     /// Whether it has a chat template of its own; the others complete text.
     chat: bool,

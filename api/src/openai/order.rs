@@ -1,6 +1,6 @@
-//! What both endpoints make of a request: the prompts, how often each is answered, and in which dialect.
+//! What endpoints make of a request: the prompts, how often each is answered, and in which dialect.
 
-use banyan_proto::v1::generation::Prompt;
+use banyan_proto::v1::{self, generation::Prompt};
 use tokio::time::Instant;
 
 use super::{
@@ -72,39 +72,45 @@ impl Order {
         Ok(self)
     }
 
-    /// The text that a choice begins with.
+    /// The text that a choice begins with, where no node is asked for it.
     pub(super) fn echoed(&self, choice: usize) -> Option<&str> {
+        let own = self.echo && self.parameters.generation.tell() == v1::Tell::Nothing;
         match &self.prompts[choice / self.parameters.n] {
-            Prompt::Text(text) if self.echo => Some(text),
+            Prompt::Text(text) if own => Some(text),
             _ => None,
         }
     }
+}
 
-    /// One query per choice; a prompt's choices are neighbours.
-    pub(super) fn queries(&self, context: &Context, comeback: &Comeback, returning: bool) -> Vec<Query> {
-        let parameters = &self.parameters;
-        let first = comeback.first();
-        let tokens = catalogue::context(&context.roots.view(), &parameters.model);
-        let deadline = Instant::now() + parameters.deadline.unwrap_or(context.limits.deadline);
-        let claim = comeback.claim(parameters.stream, parameters.resumable);
-        let mut ids = (0..).map(|number| first.nth(number));
-        let mut one = |prompt: &Prompt, choice| Query {
-            id: ids.next().expect("there is no end of numbers"),
-            claim: claim.clone(),
-            model: parameters.model.clone(),
-            owner: EVERYBODY.to_owned(),
-            priority: parameters.priority,
-            deadline,
-            returning,
-            tokens_max: tokens_max(prompt, parameters.generation.max_tokens, tokens),
-            generation: parameters.generation(prompt.clone(), choice),
-        };
-        let mut queries = Vec::with_capacity(self.prompts.len() * parameters.n);
-        for prompt in &self.prompts {
-            queries.extend((0..parameters.n).map(|choice| one(prompt, choice)));
-        }
-        queries
+/// One query per choice; a prompt's choices are neighbours.
+pub(super) fn queries(
+    parameters: &Parameters,
+    prompts: &[Prompt],
+    context: &Context,
+    comeback: &Comeback,
+    returning: bool,
+) -> Vec<Query> {
+    let first = comeback.first(parameters.stream);
+    let tokens = catalogue::context(&context.roots.view(), &parameters.model);
+    let deadline = Instant::now() + parameters.deadline.unwrap_or(context.limits.deadline);
+    let claim = comeback.claim(parameters.stream, parameters.resumable);
+    let mut ids = (0..).map(|number| first.nth(number));
+    let mut one = |prompt: &Prompt, choice| Query {
+        id: ids.next().expect("there is no end of numbers"),
+        claim: claim.clone(),
+        model: parameters.model.clone(),
+        owner: EVERYBODY.to_owned(),
+        priority: parameters.priority.unwrap_or(0),
+        deadline,
+        returning,
+        tokens_max: tokens_max(prompt, &parameters.generation, tokens),
+        generation: parameters.generation(prompt.clone(), choice),
+    };
+    let mut queries = Vec::with_capacity(prompts.len() * parameters.n);
+    for prompt in prompts {
+        queries.extend((0..parameters.n).map(|choice| one(prompt, choice)));
     }
+    queries
 }
 
 fn bytes(prompt: &Prompt) -> usize {
@@ -118,13 +124,17 @@ fn bytes(prompt: &Prompt) -> usize {
 }
 
 /// A token stands for at least one byte, and nothing exceeds the context.
-fn tokens_max(prompt: &Prompt, max_tokens: u32, context: Option<u32>) -> u32 {
+fn tokens_max(prompt: &Prompt, generation: &v1::Generation, context: Option<u32>) -> u32 {
     let prompt = match prompt {
         Prompt::Tokens(tokens) => tokens.ids.len(),
         text => bytes(text),
     };
     let context = context.unwrap_or(u32::MAX);
-    let completion = if max_tokens == 0 { context } else { max_tokens };
+    let completion = match generation.max_tokens {
+        0 if generation.prompt_only => 0,
+        0 => context,
+        tokens => tokens,
+    };
     u32::try_from(prompt).unwrap_or(u32::MAX).saturating_add(completion).min(context)
 }
 
@@ -135,9 +145,11 @@ mod tests {
     #[test]
     fn a_querys_tokens_are_bounded_by_its_bytes_and_by_the_context() {
         let text = |bytes: usize| Prompt::Text("x".repeat(bytes));
-        assert_eq!(tokens_max(&text(100), 20, Some(1024)), 120);
-        assert_eq!(tokens_max(&text(5000), 20, Some(1024)), 1024);
-        assert_eq!(tokens_max(&text(100), 0, Some(1024)), 1024);
-        assert_eq!(tokens_max(&text(100), 20, None), 120);
+        let to = |max_tokens| v1::Generation { max_tokens, ..Default::default() };
+        assert_eq!(tokens_max(&text(100), &to(20), Some(1024)), 120);
+        assert_eq!(tokens_max(&text(5000), &to(20), Some(1024)), 1024);
+        assert_eq!(tokens_max(&text(100), &to(0), Some(1024)), 1024);
+        assert_eq!(tokens_max(&text(100), &to(20), None), 120);
+        assert_eq!(tokens_max(&text(100), &v1::Generation { prompt_only: true, ..to(0) }, Some(1024)), 100);
     }
 }

@@ -22,6 +22,7 @@ use tracing::debug;
 use super::{
     Dialect, Error, Order,
     comeback::Comeback,
+    order::queries,
     shapes::{Chat, ChatLogprobs, Completion, CompletionLogprobs, Envelope, Message, Origin, Usage, finish_reason},
     stream,
 };
@@ -81,7 +82,9 @@ pub(crate) struct Choice {
     pub(super) finish: Option<v1::Finish>,
     /// Of a whole answer.
     pub(crate) text: String,
+    /// Those of the prompt first, where it was echoed by a node.
     logprobs: Vec<v1::TokenLogprob>,
+    echoed: bool,
 }
 
 impl Choice {
@@ -92,14 +95,27 @@ impl Choice {
     fn finish_reason(&self) -> &'static str {
         self.finish.as_ref().map_or("stop", finish_reason)
     }
+
+    fn tell(&mut self, told: Option<v1::Told>) {
+        let Some(told) = told else { return };
+        self.text.push_str(&told.text);
+        self.echoed |= !told.logprobs.is_empty();
+        self.logprobs.extend(told.logprobs);
+    }
 }
 
 impl Reply {
     /// Asks. Nothing is sent before the first event is awaited.
     pub(crate) fn start(context: &Context, order: Order, comeback: &Comeback, arrival: Arrival) -> Self {
-        let queries = order.queries(context, comeback, arrival.returning);
-        let unanswered =
-            |query: &Query| Choice { query: query.id, placed: None, finish: None, text: String::new(), logprobs: Vec::new() };
+        let queries = queries(&order.parameters, &order.prompts, context, comeback, arrival.returning);
+        let unanswered = |query: &Query| Choice {
+            query: query.id,
+            placed: None,
+            finish: None,
+            text: String::new(),
+            logprobs: Vec::new(),
+            echoed: false,
+        };
         let choices: Vec<Choice> = queries.iter().map(unanswered).collect();
         let mut events = SelectAll::new();
         for (index, query) in queries.into_iter().enumerate() {
@@ -155,10 +171,12 @@ impl Reply {
             match event {
                 Event::Placed(_) => {}
                 Event::Tokens(chunk, _) => {
+                    choice.tell(chunk.told);
                     choice.text.push_str(&chunk.text);
                     choice.logprobs.extend(chunk.logprobs);
                 }
-                Event::End(finish) => {
+                Event::End(mut finish) => {
+                    choice.tell(finish.told.take());
                     choice.text.push_str(&finish.text);
                     choice.finish = Some(finish);
                 }
@@ -187,7 +205,7 @@ impl Reply {
                 let choices = choices.map(|(index, choice)| Completion {
                     index,
                     text: &choice.text,
-                    logprobs: CompletionLogprobs::of(&choice.logprobs, &mut 0),
+                    logprobs: CompletionLogprobs::of(&choice.logprobs, &mut 0, choice.echoed),
                     finish_reason: Some(choice.finish_reason()),
                     banyan: choice.origin().filter(|_| several),
                 });
@@ -224,29 +242,38 @@ impl Reply {
     /// What the client is told of a failure.
     pub(super) fn error(&self, failure: Failure) -> Error {
         debug!(query = %self.choices[0].query, error = &failure as &dyn std::error::Error, "query failed");
-        if let Failure::Failed(failed) = &failure
-            && failed.reason() == v1::Failure::Overloaded
-        {
-            // There may be many of these, and the models' names matter to none.
-            if failed.kept {
-                self.context.returns.told(self.arrival.key, Instant::now(), Duration::from_millis(failed.retry_after_ms));
-            }
-            return Error::of(failure, "", "", &[]);
-        }
-        let offers = catalogue::offers(&self.context.roots.view());
-        let known: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
-        Error::of(failure, &self.order.parameters.model, self.order.dialect.prompt(), &known)
+        error(&self.context, &self.arrival, &self.order.parameters.model, self.order.dialect.prompt(), failure)
     }
 
     /// Who runs the first choice.
     pub(crate) fn node(&self) -> Option<HeaderValue> {
-        let placed = self.choices[0].placed.as_ref().filter(|placed| !placed.node.is_empty())?;
-        HeaderValue::try_from(&placed.node).ok()
+        node(self.choices[0].placed.as_ref()?)
     }
+}
+
+/// What a client is told of a query's failure; `prompt` is the parameter that carried its prompt.
+pub(super) fn error(context: &Context, arrival: &Arrival, model: &str, prompt: &'static str, failure: Failure) -> Error {
+    if let Failure::Failed(failed) = &failure
+        && failed.reason() == v1::Failure::Overloaded
+    {
+        // There may be many of these, and the models' names matter to none.
+        if failed.kept {
+            context.returns.told(arrival.key, Instant::now(), Duration::from_millis(failed.retry_after_ms));
+        }
+        return Error::of(failure, "", "", &[]);
+    }
+    let offers = catalogue::offers(&context.roots.view());
+    let known: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
+    Error::of(failure, model, prompt, &known)
 }
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Who runs a query, as a header.
+pub(super) fn node(placed: &v1::Placed) -> Option<HeaderValue> {
+    HeaderValue::try_from(&placed.node).ok().filter(|node| !node.is_empty())
 }
 
 /// Says in a header which node answers.

@@ -1,12 +1,22 @@
 //! The JSON of answers, field for field as OpenAI's clients read it, with one field of our own: `banyan`.
 
 use banyan_proto::{QueryId, v1};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+/// A whole chat, as it is documented.
+pub(crate) type WholeChat = Envelope<'static, Chat<'static>>;
+
+/// An event of a streamed chat.
+pub(crate) type ChatEvent = Envelope<'static, ChatChunk<'static>>;
+
+/// A completion, whole or an event of a streamed one.
+pub(crate) type AnyCompletion = Envelope<'static, Completion<'static>>;
+
 /// What encloses choices: a whole answer, or one event of a streamed one.
-#[derive(Serialize)]
-pub(super) struct Envelope<'a, C> {
+#[derive(JsonSchema, Serialize)]
+pub(crate) struct Envelope<'a, C> {
     pub(super) id: &'a str,
     pub(super) object: &'static str,
     pub(super) created: u64,
@@ -22,17 +32,18 @@ pub(super) struct Envelope<'a, C> {
 }
 
 /// A choice of a whole chat.
-#[derive(Serialize)]
-pub(super) struct Chat<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(crate) struct Chat<'a> {
     pub(super) index: usize,
     pub(super) message: Message<'a>,
     pub(super) logprobs: Option<ChatLogprobs>,
+    #[schemars(extend("enum" = ["stop", "length"]))]
     pub(super) finish_reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) banyan: Option<Origin<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Message<'a> {
     pub(super) role: &'static str,
     pub(super) content: &'a str,
@@ -40,15 +51,16 @@ pub(super) struct Message<'a> {
 }
 
 /// A choice of an event of a streamed chat.
-#[derive(Serialize)]
-pub(super) struct ChatChunk<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(crate) struct ChatChunk<'a> {
     pub(super) index: usize,
     pub(super) delta: Delta<'a>,
     pub(super) logprobs: Option<ChatLogprobs>,
+    #[schemars(extend("enum" = ["stop", "length", null]))]
     pub(super) finish_reason: Option<&'static str>,
 }
 
-#[derive(Serialize, Default)]
+#[derive(JsonSchema, Serialize, Default)]
 pub(super) struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) role: Option<&'static str>,
@@ -57,18 +69,19 @@ pub(super) struct Delta<'a> {
 }
 
 /// A choice of a completion, whole or streamed.
-#[derive(Serialize)]
-pub(super) struct Completion<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(crate) struct Completion<'a> {
     pub(super) index: usize,
     pub(super) text: &'a str,
     pub(super) logprobs: Option<CompletionLogprobs>,
+    #[schemars(extend("enum" = ["stop", "length", null]))]
     pub(super) finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) banyan: Option<Origin<'a>>,
 }
 
 /// Tokens of a whole answer.
-#[derive(Serialize, Clone, Copy, Default)]
+#[derive(JsonSchema, Serialize, Clone, Copy, Default)]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -76,7 +89,7 @@ pub(super) struct Usage {
     prompt_tokens_details: PromptDetails,
 }
 
-#[derive(Serialize, Clone, Copy, Default)]
+#[derive(JsonSchema, Serialize, Clone, Copy, Default)]
 struct PromptDetails {
     cached_tokens: u32,
 }
@@ -99,7 +112,7 @@ impl Usage {
 }
 
 /// Where an answer comes from.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct Origin<'a> {
     /// As `banyan why` takes it.
     query: String,
@@ -110,7 +123,7 @@ pub(super) struct Origin<'a> {
     trail: Vec<Hop<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Hop<'a> {
     node: &'a str,
     reason: String,
@@ -142,13 +155,13 @@ pub(super) fn finish_reason(finish: &v1::Finish) -> &'static str {
 }
 
 /// Log-probabilities as chats have them.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct ChatLogprobs {
     content: Vec<ChatLogprob>,
     refusal: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct ChatLogprob {
     token: String,
     logprob: f32,
@@ -156,7 +169,7 @@ struct ChatLogprob {
     top_logprobs: Vec<TopLogprob>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct TopLogprob {
     token: String,
     logprob: f32,
@@ -182,33 +195,42 @@ impl ChatLogprobs {
 }
 
 /// Log-probabilities as completions have them: four lists of one length.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(super) struct CompletionLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
+    /// `null` for the first token of a prompt.
+    token_logprobs: Vec<Option<f32>>,
     /// `null` when only the chosen tokens' were asked for.
-    top_logprobs: Option<Vec<Map<String, Value>>>,
+    top_logprobs: Option<Vec<Option<Map<String, Value>>>>,
     /// Where each token begins, in characters from the start of the choice.
     text_offset: Vec<usize>,
 }
 
 impl CompletionLogprobs {
-    /// Counts `offset` on, as an answer may come in pieces. `None` when none were asked for.
-    pub(super) fn of(tokens: &[v1::TokenLogprob], offset: &mut usize) -> Option<Self> {
+    /// Counts `offset` on, as an answer may come in pieces; `begins` with the first token of its prompt, which has nothing before
+    /// it. `None` when none were asked for.
+    pub(super) fn of(tokens: &[v1::TokenLogprob], offset: &mut usize, begins: bool) -> Option<Self> {
         let shown = |token: &v1::TokenLogprob| shown(&token.bytes, "bytes:");
-        let begins = |token: &v1::TokenLogprob| {
+        let starts = |token: &v1::TokenLogprob| {
             let at = *offset;
             // Bytes that go on with a character don't count, so that halves of one count once.
             *offset += token.bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
             at
         };
-        let top = |token: &v1::TokenLogprob| token.top.iter().map(|top| (shown(top), finite(top.logprob).into())).collect();
+        let top = |token: &v1::TokenLogprob| {
+            let likeliest = token.top.iter().map(|top| (shown(top), finite(top.logprob).into()));
+            let mut tops: Map<String, Value> = likeliest.collect();
+            // The chosen one is always among them.
+            tops.entry(shown(token)).or_insert_with(|| finite(token.logprob).into());
+            tops
+        };
+        let known = |at: usize| at > 0 || !begins;
         let any_top = tokens.iter().any(|token| !token.top.is_empty());
         (!tokens.is_empty()).then(|| CompletionLogprobs {
             tokens: tokens.iter().map(shown).collect(),
-            token_logprobs: tokens.iter().map(|token| finite(token.logprob)).collect(),
-            top_logprobs: any_top.then(|| tokens.iter().map(top).collect()),
-            text_offset: tokens.iter().map(begins).collect(),
+            token_logprobs: tokens.iter().enumerate().map(|(at, token)| known(at).then(|| finite(token.logprob))).collect(),
+            top_logprobs: any_top.then(|| tokens.iter().enumerate().map(|(at, token)| known(at).then(|| top(token))).collect()),
+            text_offset: tokens.iter().map(starts).collect(),
         })
     }
 }
@@ -239,12 +261,14 @@ mod tests {
         let mut offset = 0;
         let tokens =
             [token("né".as_bytes(), -0.5), token(b"\xf0\x9f", -1.0), token(b"\x8c\xb3", f32::NEG_INFINITY), token(b"!", 0.0)];
-        let logprobs = serde_json::to_value(CompletionLogprobs::of(&tokens, &mut offset)).unwrap();
+        let logprobs = serde_json::to_value(CompletionLogprobs::of(&tokens, &mut offset, false)).unwrap();
         assert_eq!(logprobs["tokens"], serde_json::json!(["né", "bytes:\\xf0\\x9f", "bytes:\\x8c\\xb3", "!"]));
         assert_eq!(logprobs["text_offset"], serde_json::json!([0, 2, 3, 3]));
         assert_eq!(logprobs["token_logprobs"], serde_json::json!([-0.5, -1.0, -9999.0, 0.0]));
         assert_eq!(logprobs["top_logprobs"], Value::Null);
         assert_eq!(offset, 4);
+        let echoed = serde_json::to_value(CompletionLogprobs::of(&tokens, &mut 0, true)).unwrap();
+        assert_eq!(echoed["token_logprobs"], serde_json::json!([null, -1.0, -9999.0, 0.0]));
     }
 
     #[test]

@@ -68,6 +68,8 @@ struct Addition<'a> {
     role: Option<&'static str>,
     text: Option<&'a str>,
     logprobs: &'a [v1::TokenLogprob],
+    /// Begins with the prompt's.
+    echoes: bool,
     finish: Option<&'static str>,
 }
 
@@ -112,16 +114,23 @@ impl Streamed {
     fn take(&mut self, event: Option<Result<(usize, Event), Failure>>) {
         match event {
             Some(Ok((_, Event::Placed(_)))) => {}
-            Some(Ok((index, Event::Tokens(chunk, position)))) => {
+            Some(Ok((index, Event::Tokens(mut chunk, position)))) => {
+                // An event of its own would have the name of the next one.
+                let echoes = chunk.told.take().is_some_and(|told| {
+                    chunk.text.insert_str(0, &told.text);
+                    chunk.logprobs.splice(0..0, told.logprobs).count();
+                    true
+                });
                 let told = &mut self.told[index];
                 if told.behind.is_some_and(|behind| position <= behind) {
                     // Seen already; what follows goes on counting behind it.
-                    let _ = CompletionLogprobs::of(&chunk.logprobs, &mut told.offset);
+                    let _ = CompletionLogprobs::of(&chunk.logprobs, &mut told.offset, echoes);
                     return;
                 }
                 told.seen.position = position;
                 if !chunk.text.is_empty() || !chunk.logprobs.is_empty() {
-                    self.write(index, Addition { text: Some(&chunk.text), logprobs: &chunk.logprobs, ..Default::default() });
+                    let (text, logprobs) = (Some(chunk.text.as_str()), &chunk.logprobs[..]);
+                    self.write(index, Addition { text, logprobs, echoes, ..Default::default() });
                 }
             }
             Some(Ok((index, Event::End(finish)))) => self.end(index, finish),
@@ -134,10 +143,13 @@ impl Streamed {
         }
     }
 
-    fn end(&mut self, index: usize, finish: v1::Finish) {
-        if !finish.text.is_empty() && self.told[index].seen.stage < Stage::Text {
+    fn end(&mut self, index: usize, mut finish: v1::Finish) {
+        let told = finish.told.take().unwrap_or_default();
+        let text = told.text + &finish.text;
+        if (!text.is_empty() || !told.logprobs.is_empty()) && self.told[index].seen.stage < Stage::Text {
             self.told[index].seen.stage = Stage::Text;
-            self.write(index, Addition { text: Some(&finish.text), ..Default::default() });
+            let (text, logprobs) = (Some(text.as_str()), &told.logprobs[..]);
+            self.write(index, Addition { text, logprobs, echoes: !logprobs.is_empty(), ..Default::default() });
         }
         let reason = finish_reason(&finish);
         self.reply.choices[index].finish = Some(finish);
@@ -176,7 +188,7 @@ impl Streamed {
             }
             Dialect::Completions => {
                 let text = addition.text.unwrap_or_default();
-                let logprobs = CompletionLogprobs::of(addition.logprobs, &mut told.offset);
+                let logprobs = CompletionLogprobs::of(addition.logprobs, &mut told.offset, addition.echoes);
                 let choice = Completion { index, text, logprobs, finish_reason: addition.finish, banyan: None };
                 self.events.json(&self.reply.envelope("text_completion", &[choice], usage, origin));
             }

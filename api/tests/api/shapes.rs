@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     rig::{Rig, quick, rig},
-    root::{end, end_with, finish, hello, logprob, placed, token, tokens},
+    root::{echoing, end, end_with, finish, hello, logprob, placed, token, tokens},
 };
 
 fn chat() -> Value {
@@ -116,6 +116,96 @@ async fn logprobs_come_in_both_dialects() {
     );
     let asked: Vec<_> = rig.root.asked().into_iter().map(|(_, generation)| generation.sampling.unwrap()).collect();
     assert!(asked.iter().all(|sampling| sampling.logprobs && sampling.top_logprobs == 2));
+}
+
+#[tokio::test]
+async fn an_echo_begins_with_its_prompts_logprobs() {
+    let of_prompt = vec![logprob("Once", 0.0, &[]), logprob(" upon", -0.5, &[(" upon", -0.5), (" a", -2.0)])];
+    let first = echoing("Once upon", of_prompt, " a", vec![logprob(" a", -3.0, &[(" the", -0.25), (" one", -1.0)])]);
+    let rig = rig(vec![placed("leaf-1", true), first, end(1)]).await;
+    let body = json!({ "model": "tiny", "prompt": [5, 6], "echo": true, "logprobs": 2, "max_tokens": 1 });
+    let wanted = json!({
+        "tokens": ["Once", " upon", " a"], "token_logprobs": [null, -0.5, -3.0], "text_offset": [0, 4, 9],
+        "top_logprobs": [null, { " upon": -0.5, " a": -2.0 }, { " the": -0.25, " one": -1.0, " a": -3.0 }],
+    });
+    let choice = rig.post("/v1/completions", &body).await.json()["choices"][0].clone();
+    assert_eq!((&choice["text"], &choice["logprobs"]), (&json!("Once upon a"), &wanted));
+    let generation = rig.root.asked().remove(0).1;
+    assert_eq!((generation.tell(), generation.max_tokens), (v1::Tell::Echo, 1));
+
+    // Streamed, the same in one event.
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let events = rig.post("/v1/completions", &streamed).await.events();
+    let choice = serde_json::from_str::<Value>(&events[0]).unwrap()["choices"][0].clone();
+    assert_eq!((&choice["text"], &choice["logprobs"]), (&json!("Once upon a"), &wanted));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_only_echoed_comes_with_the_end() {
+    let told = v1::Told { text: "Once".into(), logprobs: vec![logprob("Once", 0.0, &[])], embedding: vec![] };
+    let rig =
+        rig(vec![placed("leaf-1", true), end_with(v1::Finish { told: Some(told), completion_tokens: 0, ..finish() })]).await;
+    for stream in [false, true] {
+        let body = json!({ "model": "tiny", "prompt": "Once", "echo": true, "logprobs": 0, "max_tokens": 0, "stream": stream });
+        let reply = rig.post("/v1/completions", &body).await;
+        let answer: Value = if stream { serde_json::from_str(&reply.events()[0]).unwrap() } else { reply.json() };
+        let choice = &answer["choices"][0];
+        assert_eq!((&choice["text"], &choice["logprobs"]["token_logprobs"]), (&json!("Once"), &json!([null])));
+        assert!(rig.root.asked().pop().unwrap().1.prompt_only);
+    }
+}
+
+#[tokio::test]
+async fn embeddings_come_as_numbers_and_as_base64_in_the_order_of_their_texts() {
+    let rig = Rig::start(
+        |_, generation| {
+            let Some(v1::generation::Prompt::Text(text)) = &generation.prompt else { panic!("{generation:?}") };
+            assert!(generation.prompt_only && generation.tell() == v1::Tell::Embedding);
+            let told = v1::Told { embedding: vec![text.parse().unwrap(), -2.5], ..Default::default() };
+            vec![placed("leaf-1", true), end_with(v1::Finish { told: Some(told), completion_tokens: 0, ..finish() })]
+        },
+        quick(),
+    )
+    .await;
+    let inputs: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    let reply = rig.post("/v1/embeddings", &json!({ "model": "tiny", "input": inputs })).await;
+    assert_eq!(reply.headers["x-banyan-node"], "leaf-1");
+    let answer = reply.json();
+    for (number, one) in answer["data"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(*one, json!({ "object": "embedding", "index": number, "embedding": [number as f32, -2.5] }));
+    }
+    assert_eq!((&answer["object"], &answer["model"]), (&json!("list"), &json!("tiny")));
+    assert_eq!(answer["usage"], json!({ "prompt_tokens": 500, "total_tokens": 500 }));
+    let body = json!({ "model": "tiny", "input": "1", "encoding_format": "base64" });
+    assert_eq!(rig.post("/v1/embeddings", &body).await.json()["data"][0]["embedding"], "AACAPwAAIMA=");
+}
+
+#[tokio::test]
+async fn a_node_that_knows_no_embeddings_is_an_error() {
+    let rig = rig(hello()).await;
+    let reply = rig.post("/v1/embeddings", &json!({ "model": "tiny", "input": "a" })).await;
+    assert_eq!(reply.status, 500);
+    assert!(reply.error()["message"].as_str().unwrap().contains("one version"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn what_is_documented_is_there() {
+    let rig = rig(hello()).await;
+    let reply = rig.get("/openapi.json").await;
+    assert_eq!(reply.headers["content-type"], "application/json");
+    let document = reply.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let path = path.replace("{id}", "tiny");
+            let method = method.to_uppercase();
+            let reply = crate::client::ask(rig.api.address(), &method, &path, &[], b"{}").await;
+            assert_ne!(reply.status, 405, "{method} {path}");
+            assert!(!reply.text().contains("there is nothing at"), "{method} {path}");
+            assert!(operation["responses"].get(reply.status.to_string()).is_some(), "{method} {path}: {}", reply.status);
+        }
+    }
 }
 
 #[tokio::test]
