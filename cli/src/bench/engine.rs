@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     args,
     bench::{
-        load::{self, Endpoint},
+        load::{self, Endpoint, Objective, Pace},
         machine::Machine,
         plot,
         served::Served,
@@ -181,18 +181,19 @@ fn list(numbers: &[u32]) -> String {
 
 /// One case, in this process.
 async fn alone(args: Args, case: Case) -> Result<Run, Failure> {
+    let clients = args.batches.iter().copied().max().unwrap_or(1) as u16;
     let http = args.http.then(|| load::Plan {
-        concurrency: args.batches.iter().copied().max().unwrap_or(1) as u16,
-        rounds: args.rounds,
+        pace: Pace::Closed { clients, rounds: args.rounds, time: None },
         prompt: args.prompt,
         new_tokens: args.new_tokens,
         endpoint: Endpoint::Completions,
+        objective: Objective::default(),
     });
     let kv_memory = args.kv_memory;
     let measuring = tokio::task::spawn_blocking(move || measure(&args, case));
     let (model, load_s, report) = measuring.await.context("the benchmark ended")??;
     let http = match http {
-        Some(plan) => Some(over_http(model, &report, &plan, kv_memory).await?),
+        Some(plan) => Some(over_http(model, &report, clients, &plan, kv_memory).await?),
         None => None,
     };
     Ok(Run { load_s, report, http })
@@ -227,11 +228,12 @@ fn measure(args: &Args, case: Case) -> Result<(Arc<Model>, f64, Report), Failure
 async fn over_http(
     model: Arc<Model>,
     report: &Report,
+    clients: u16,
     plan: &load::Plan,
     kv_memory: Option<u64>,
 ) -> Result<load::Report, Failure> {
     let options = Options {
-        batch_max: plan.concurrency.into(),
+        batch_max: clients.into(),
         threads: Some(report.threads.min(threads::available())),
         kv_memory,
         // As without HTTP.
@@ -241,9 +243,13 @@ async fn over_http(
     let engine = Engine::start(model, options).map_err(anyhow::Error::new)?;
     let name = report.model.clone();
     let served = Served::start(engine).await?;
-    let seen = load::measure(served.api, &name, plan).await;
+    let seen = load::measure(&Arc::new(served.api.into()), &name, plan).await;
     served.stop().await;
-    Ok(seen?)
+    let seen = seen?;
+    match &seen.error {
+        None => Ok(seen),
+        Some(error) => Err(anyhow::anyhow!("{} failed over HTTP: {error}", output::count(seen.failed as usize, "answer")).into()),
+    }
 }
 
 #[cfg(test)]

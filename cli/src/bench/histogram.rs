@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::latencies::Summary;
 
 /// Counts to a doubling.
@@ -15,6 +17,15 @@ pub(crate) struct Histogram {
     count: u64,
     sum_us: u64,
     max_us: u64,
+}
+
+/// How many durations lie between two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bar {
+    /// Not included, but for the first bar.
+    pub(crate) from_us: u64,
+    pub(crate) to_us: u64,
+    pub(crate) count: u64,
 }
 
 impl Default for Histogram {
@@ -31,6 +42,20 @@ impl Histogram {
         self.count += 1;
         self.sum_us += us;
         self.max_us = self.max_us.max(us);
+    }
+
+    /// So many bars at most, from the least to the greatest, each as much wider than the one before as all are.
+    pub(crate) fn bars(&self, most: usize) -> Vec<Bar> {
+        let Some(first) = self.counts.iter().position(|count| *count > 0) else { return Vec::new() };
+        let last = self.counts.iter().rposition(|count| *count > 0).unwrap_or(first);
+        // Places are spaced so themselves, but for the first microseconds.
+        let step = (last + 1 - first).div_ceil(most.max(1));
+        let bar = |from: usize| {
+            let to = (from + step - 1).min(last);
+            let below = from.checked_sub(1).map_or(0, end);
+            Bar { from_us: below, to_us: end(to).min(self.max_us), count: self.counts[from..=to].iter().sum() }
+        };
+        (first..=last).step_by(step).map(bar).collect()
     }
 
     pub(crate) fn summary(&self) -> Summary {
@@ -92,5 +117,17 @@ mod tests {
         assert_eq!((summary.count, summary.mean_us, summary.max_us), (100, 50_500.0, 100_000.0));
         assert!((summary.p99_us / 99_000.0 - 1.0).abs() < 0.02 && (summary.p50_us / 50_000.0 - 1.0).abs() < 0.02);
         assert_eq!(Histogram::default().summary().p99_us, 0.0);
+    }
+
+    #[test]
+    fn bars_hold_every_duration_once() {
+        let mut histogram = Histogram::default();
+        assert!(histogram.bars(10).is_empty());
+        (1..=1000).for_each(|ms| histogram.push(Duration::from_millis(ms)));
+        let bars = histogram.bars(10);
+        assert!((5..=10).contains(&bars.len()), "{bars:?}");
+        assert_eq!(bars.iter().map(|bar| bar.count).sum::<u64>(), 1000);
+        assert!(bars.windows(2).all(|pair| pair[0].to_us == pair[1].from_us), "{bars:?}");
+        assert_eq!(bars.last().map(|bar| bar.to_us), Some(1_000_000));
     }
 }

@@ -1,56 +1,88 @@
-//! `banyan bench load`: keeps a number of clients asking an API for streamed answers, and tells tokens a second and waiting
-//! times. It speaks OpenAI's dialect, so it measures other servers too.
+//! `banyan bench load`: asks an API of OpenAI's dialect for streamed answers, and tells tokens a second, waiting times, and how many
+//! answers were as good as they have to be. It measures Banyan and others alike.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+mod crowd;
+mod picture;
+mod question;
+mod stream;
 
-use anyhow::{Context as _, bail};
-use bytes::Bytes;
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinSet;
 
+use self::crowd::Crowd;
 use crate::{
-    bench::latencies::{Latencies, Summary},
+    args,
+    bench::{histogram::Bar, latencies::Summary},
     exit::{Code, Failure},
-    http::Connection,
+    http::{Connection, Target},
     output::{self, Format},
 };
 
+/// Bars of a histogram.
+const BARS: usize = 20;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The API: that of `banyan up`, or another server's.
+    /// The API: that of `banyan up`, or another server's; with a path where its endpoints are not below /v1.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// The key to ask with.
+    #[arg(long, env = "OPENAI_API_KEY", value_name = "KEY", hide_env_values = true)]
+    key: Option<String>,
     /// The model to ask for; by default the first that GET /v1/models lists.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// How many clients ask; each asks again when its answer has ended.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    concurrency: u16,
+    /// How many answers each client reads.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Instead, clients come so often a second, at random times, whatever became of those before them.
+    #[arg(long, value_name = "PER_SECOND", value_parser = rate, conflicts_with_all = ["concurrency", "rounds"])]
+    rate: Option<f64>,
+    /// How long clients ask: instead of --rounds; with --rate 10s by default.
+    #[arg(long, value_name = "TIME", value_parser = args::duration, conflicts_with = "rounds")]
+    time: Option<Duration>,
+    /// How long prompts are: words of a chat's message, or token ids of a completion.
+    #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    prompt: u32,
+    /// Tokens of each answer; servers that don't know `ignore_eos` may end it before.
+    #[arg(long = "new", value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(1..))]
+    new_tokens: u32,
+    /// What is asked.
+    #[arg(long, value_enum, default_value = "chat")]
+    endpoint: Endpoint,
     #[command(flatten)]
-    plan: Plan,
+    objective: Objective,
+    /// Where to draw how often each duration came: a .svg or an .html.
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// How to print it.
     #[arg(short = 'o', long = "output", value_name = "FORMAT", value_enum, default_value = "table")]
     output: Format,
 }
 
 /// What to ask, and how often.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// How many clients ask; each asks again when its answer has ended.
-    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) concurrency: u16,
-    /// How many answers each client reads.
-    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rounds: u32,
-    /// How long prompts are: words of a chat's message, or token ids of a completion.
-    #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) pace: Pace,
+    /// Words, or token ids.
     pub(crate) prompt: u32,
-    /// Tokens of each answer; servers that don't know `ignore_eos` may end it before.
-    #[arg(long = "new", value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) new_tokens: u32,
-    /// What is asked.
-    #[arg(long, value_enum, default_value = "chat")]
     pub(crate) endpoint: Endpoint,
+    pub(crate) objective: Objective,
+}
+
+/// Who asks when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// Clients that ask again when their answers have ended: so many times, or for so long.
+    Closed { clients: u16, rounds: u32, time: Option<Duration> },
+    /// Clients that come at their times.
+    Open { per_s: f64, time: Duration },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -61,54 +93,116 @@ pub(crate) enum Endpoint {
     Completions,
 }
 
+/// What an answer has to keep to, to count as good.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+pub(crate) struct Objective {
+    /// Counts as good only what has its first token within that time …
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    first_token_within: Option<Duration>,
+    /// … a token within that time of the one before, on average …
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    each_token_within: Option<Duration>,
+    /// … and its end within that time.
+    #[arg(long, value_name = "TIME", value_parser = args::duration)]
+    answer_within: Option<Duration>,
+}
+
+impl Objective {
+    fn is_met(&self, first: Duration, each: Option<Duration>, whole: Duration) -> bool {
+        let within = |took: Duration, most: Option<Duration>| most.is_none_or(|most| took <= most);
+        within(first, self.first_token_within)
+            && within(each.unwrap_or_default(), self.each_token_within)
+            && within(whole, self.answer_within)
+    }
+
+    fn is_any(&self) -> bool {
+        *self != Objective::default()
+    }
+}
+
 /// What the clients saw.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
+    pub(crate) model: String,
+    /// Clients that asked all the time; 0 where they came at their times.
     pub(crate) concurrency: u16,
-    pub(crate) answers: usize,
+    /// How often they came, of themselves; and how late they were, for they share the machine with what they measure.
+    pub(crate) rate_per_s: Option<f64>,
+    pub(crate) client_late: Option<Summary>,
+    pub(crate) offered: u64,
+    pub(crate) answers: u64,
+    /// With 429.
+    pub(crate) refused: u64,
+    /// In any other way; and the first one's words.
+    pub(crate) failed: u64,
+    pub(crate) error: Option<String>,
     pub(crate) tokens: u64,
-    /// Of all clients, from the first question to the last answer's end.
+    /// From the first question to the last answer's end.
+    pub(crate) seconds: f64,
+    pub(crate) answers_per_s: f64,
     pub(crate) tokens_per_s: f64,
+    /// Answers within the objective: all, where none was named.
+    pub(crate) goodput_per_s: f64,
     /// To the first chunk with text.
     pub(crate) first_token: Summary,
     /// From one token to the next: each answer's mean.
     pub(crate) each_token: Summary,
     /// To an answer's end.
     pub(crate) answer: Summary,
+    pub(crate) histograms: Histograms,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Histograms {
+    pub(crate) first_token: Vec<Bar>,
+    pub(crate) each_token: Vec<Bar>,
+    pub(crate) answer: Vec<Bar>,
+}
+
+/// Where nobody says otherwise.
+const TIME: Duration = Duration::from_secs(10);
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| *rate > 0.0 && *rate <= 1e6);
+    rate.ok_or_else(|| "expected how many come in a second, like 50 or 0.5".to_owned())
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let address = resolve(&args.url).await?;
-    let model = match args.model {
-        Some(model) => model,
-        None => first_model(address).await?,
+    if let Some(plot) = &args.plot
+        && !matches!(plot.extension().and_then(|end| end.to_str()), Some("svg" | "html"))
+    {
+        return Err(Failure::told(Code::Usage, format!("{} is neither an .svg nor an .html", plot.display())));
+    }
+    let target = Arc::new(Target::find(&args.url, args.key.clone()).await?);
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => first_model(&target).await?,
     };
-    let report = measure(address, &model, &args.plan).await?;
+    let pace = match args.rate {
+        Some(per_s) => Pace::Open { per_s, time: args.time.unwrap_or(TIME) },
+        None => Pace::Closed { clients: args.concurrency, rounds: args.rounds, time: args.time },
+    };
+    let (prompt, new_tokens, endpoint) = (args.prompt, args.new_tokens, args.endpoint);
+    let plan = Plan { pace, prompt, new_tokens, endpoint, objective: args.objective };
+    let report = measure(&target, &model, &plan).await?;
+    let figures = draw(&report, &plan.objective);
+    if let Some(path) = args.plot {
+        let drawn = match path.extension() {
+            Some(end) if end == "html" => picture::html(&report, &figures),
+            _ => picture::svg(&report),
+        };
+        fs::write(&path, drawn).with_context(|| format!("failed to write {}", path.display()))?;
+    }
     match args.output {
         Format::Json => output::print_json(&report),
-        Format::Table => output::print(&draw(&report)),
+        Format::Table => output::print(&(figures + &picture::lines(&report))),
     }
 }
 
-pub(crate) async fn resolve(url: &str) -> Result<SocketAddr, Failure> {
-    let usage = || Failure::told(Code::Usage, format!("{url} is no URL to measure: take http://HOST:PORT, without a path"));
-    let host = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')).filter(|host| !host.contains('/'));
-    let host = host.ok_or_else(usage)?;
-    let host = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
-        host.to_owned()
-    } else {
-        format!("{host}:80")
-    };
-    let mut addresses = tokio::net::lookup_host(&host)
-        .await
-        .map_err(|error| Failure::new(Code::Unavailable, anyhow::Error::new(error).context(format!("failed to find {host}"))))?;
-    addresses.next().ok_or_else(|| Failure::told(Code::Unavailable, format!("{host} has no address")))
-}
-
 /// The first model that the API lists.
-pub(crate) async fn first_model(address: SocketAddr) -> Result<String, Failure> {
+pub(crate) async fn first_model(target: &Arc<Target>) -> Result<String, Failure> {
     let ask = async {
-        let listed = Connection::open(address).await?.get("/v1/models").await?;
+        let listed = Connection::open(target).await?.get("/models").await?;
         let listed: serde_json::Value = serde_json::from_slice(&listed).context("the list of models is no JSON")?;
         let name = listed["data"][0]["id"].as_str().context("the API lists no model")?;
         anyhow::Ok(name.to_owned())
@@ -119,198 +213,139 @@ pub(crate) async fn first_model(address: SocketAddr) -> Result<String, Failure> 
 }
 
 /// Lets the clients ask, after one question that is not counted.
-pub(crate) async fn measure(address: SocketAddr, model: &str, plan: &Plan) -> anyhow::Result<Report> {
-    let warm = Plan { concurrency: 1, rounds: 1, new_tokens: 2, ..plan.clone() };
-    client(address, model.to_owned(), warm, u64::MAX).await.context("the first question failed")?;
-    let begun = Instant::now();
-    let mut clients = JoinSet::new();
-    for number in 0..plan.concurrency {
-        clients.spawn(client(address, model.to_owned(), plan.clone(), u64::from(number)));
+pub(crate) async fn measure(target: &Arc<Target>, model: &str, plan: &Plan) -> anyhow::Result<Report> {
+    let crowd = Crowd::new(Arc::clone(target), model, plan);
+    crowd.warm_up().await.context("the first question failed")?;
+    let (found, took) = crowd.run().await;
+    if found.answers == 0 {
+        anyhow::bail!("nothing was answered: {}", found.error.as_deref().unwrap_or("all were refused"));
     }
-    let (mut tokens, mut answers) = (0, 0);
-    let (mut first_token, mut each_token, mut whole) = (Latencies::default(), Latencies::default(), Latencies::default());
-    while let Some(client) = clients.join_next().await {
-        for seen in client.context("a client panicked")?? {
-            answers += 1;
-            tokens += seen.tokens;
-            first_token.push(seen.first);
-            whole.push(seen.whole);
-            if let Some(gaps) = u32::try_from(seen.tokens).ok().and_then(|tokens| tokens.checked_sub(1)).filter(|gaps| *gaps > 0)
-            {
-                each_token.push((seen.whole - seen.first) / gaps);
-            }
-        }
-    }
-    let tokens_per_s = tokens as f64 / begun.elapsed().as_secs_f64();
+    let per_s = |count: u64| count as f64 / took.as_secs_f64();
+    let (concurrency, rate_per_s) = match plan.pace {
+        Pace::Closed { clients, .. } => (clients, None),
+        Pace::Open { per_s, .. } => (0, Some(per_s)),
+    };
     Ok(Report {
-        concurrency: plan.concurrency,
-        answers,
-        tokens,
-        tokens_per_s,
-        first_token: first_token.summary(),
-        each_token: each_token.summary(),
-        answer: whole.summary(),
+        model: model.to_owned(),
+        concurrency,
+        rate_per_s,
+        client_late: rate_per_s.map(|_| found.late.summary()),
+        offered: found.offered,
+        answers: found.answers,
+        refused: found.refused,
+        failed: found.failed,
+        error: found.error,
+        tokens: found.tokens,
+        seconds: took.as_secs_f64(),
+        answers_per_s: per_s(found.answers),
+        tokens_per_s: per_s(found.tokens),
+        goodput_per_s: per_s(found.good),
+        first_token: found.first_token.summary(),
+        each_token: found.each_token.summary(),
+        answer: found.answer.summary(),
+        histograms: Histograms {
+            first_token: found.first_token.bars(BARS),
+            each_token: found.each_token.bars(BARS),
+            answer: found.answer.bars(BARS),
+        },
     })
 }
 
-/// One answer as its client saw it.
-struct Seen {
-    tokens: u64,
-    first: Duration,
-    whole: Duration,
-}
-
-/// Asks for one answer after another over a connection that is kept.
-async fn client(address: SocketAddr, model: String, plan: Plan, number: u64) -> anyhow::Result<Vec<Seen>> {
-    let mut connection = Connection::open(address).await?;
-    let mut seen = Vec::new();
-    for round in 0..plan.rounds {
-        let (path, body) = question(&model, &plan, number.wrapping_mul(1 << 20).wrapping_add(u64::from(round)));
-        let asked = Instant::now();
-        let mut events = Events::default();
-        connection.post_stream(path, body, |bytes| events.feed(bytes, asked)).await?;
-        seen.push(events.seen(asked.elapsed())?);
-    }
-    Ok(seen)
-}
-
-fn question(model: &str, plan: &Plan, number: u64) -> (&'static str, Bytes) {
-    // Other words for each question, so that no server answers from what it computed before.
-    let ids = (0..u64::from(plan.prompt)).map(|at| {
-        let mixed = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        1 + (mixed >> 40) % 200
-    });
-    let mut body = serde_json::json!({
-        "model": model, "stream": true, "stream_options": { "include_usage": true },
-        "temperature": 0, "max_tokens": plan.new_tokens, "ignore_eos": true,
-    });
-    let path = match plan.endpoint {
-        Endpoint::Chat => {
-            let words: Vec<String> = ids.map(|id| format!("{}", char::from(b'a' + (id % 26) as u8))).collect();
-            body["messages"] = serde_json::json!([{ "role": "user", "content": words.join(" ") }]);
-            "/v1/chat/completions"
-        }
-        Endpoint::Completions => {
-            body["prompt"] = ids.collect();
-            "/v1/completions"
-        }
-    };
-    (path, body.to_string().into())
-}
-
-/// Server-sent events of one answer, read as they come.
-#[derive(Default)]
-struct Events {
-    /// The begin of a line whose end has not come.
-    line: Vec<u8>,
-    first: Option<Duration>,
-    chunks: u64,
-    usage: Option<u64>,
-    /// What a server says instead of an answer.
-    error: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct WithUsage {
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    completion_tokens: u64,
-}
-
-impl Events {
-    fn feed(&mut self, bytes: &[u8], asked: Instant) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(piece);
-            if piece.ends_with(b"\n") {
-                let line = std::mem::take(&mut self.line);
-                if let Some(data) = line.strip_prefix(b"data: ") {
-                    self.event(data, asked);
-                }
-            }
-        }
-    }
-
-    /// Looks for what matters without reading every event as JSON: the client shares its cores with the server.
-    fn event(&mut self, data: &[u8], asked: Instant) {
-        let text = |name: &[u8]| find(data, name).is_some_and(|at| data.get(at + name.len()).is_some_and(|byte| *byte != b'"'));
-        if text(b"\"content\":\"") || text(b"\"text\":\"") {
-            self.chunks += 1;
-            self.first.get_or_insert_with(|| asked.elapsed());
-        } else if find(data, b"\"completion_tokens\"").is_some() {
-            let read = serde_json::from_slice::<WithUsage>(data).ok().and_then(|event| event.usage);
-            self.usage = read.map(|usage| usage.completion_tokens).or(self.usage);
-        } else if data.starts_with(b"{\"error\"") {
-            self.error = Some(String::from_utf8_lossy(data).trim().to_owned());
-        }
-    }
-
-    fn seen(self, whole: Duration) -> anyhow::Result<Seen> {
-        if let Some(error) = self.error {
-            bail!("an answer failed: {error}");
-        }
-        // A server that tells no usage sends a chunk for each token, nearly.
-        let tokens = self.usage.unwrap_or(self.chunks);
-        Ok(Seen { tokens, first: self.first.unwrap_or(whole), whole })
-    }
-}
-
-fn find(data: &[u8], what: &[u8]) -> Option<usize> {
-    data.windows(what.len()).position(|window| window == what)
-}
-
-pub(crate) fn draw(report: &Report) -> String {
+fn draw(report: &Report, objective: &Objective) -> String {
     let us = |us: f64| output::microseconds(us as u64);
     let mut rows = vec![["", "MEAN", "P50", "P90", "P99", "MAX"].map(str::to_owned).to_vec()];
-    for (name, summary) in
-        [("first token", &report.first_token), ("each token", &report.each_token), ("whole answer", &report.answer)]
-    {
+    let mut row = |name: &str, summary: &Summary| {
         let figures = [summary.mean_us, summary.p50_us, summary.p90_us, summary.p99_us, summary.max_us];
         rows.push(std::iter::once(name.to_owned()).chain(figures.map(us)).collect());
-    }
-    format!(
-        "{:.1} tokens/s over HTTP: {} of {} tokens in all, {} at once\n\n{}",
+    };
+    row("first token", &report.first_token);
+    row("each token", &report.each_token);
+    row("whole answer", &report.answer);
+    let asked = match report.rate_per_s {
+        Some(rate) => format!("{rate} asked a second"),
+        None => format!("{} at once", report.concurrency),
+    };
+    let mut text = format!(
+        "{:.1} tokens/s and {:.1} answers/s over HTTP from {}: {} of {} tokens in all, {asked}\n",
         report.tokens_per_s,
-        output::count(report.answers, "answer"),
+        report.answers_per_s,
+        report.model,
+        output::count(report.answers as usize, "answer"),
         report.tokens,
-        report.concurrency,
-        output::table(&rows)
-    )
+    );
+    if objective.is_any() {
+        let share = 100.0 * report.goodput_per_s / report.answers_per_s;
+        text += &format!("{:.1} answers/s within the objective, {share:.1} % of them\n", report.goodput_per_s);
+    }
+    if report.refused + report.failed > 0 {
+        text += &format!("{} refused, {} failed", report.refused, report.failed);
+        text += &report.error.as_ref().map_or("\n".to_owned(), |error| format!("; the first: {error}\n"));
+    }
+    if let Some(late) = &report.client_late {
+        text += &format!("the clients themselves came late by {} (p99)\n", us(late.p99_us));
+    }
+    format!("{text}\n{}", output::table(&rows))
+}
+
+#[cfg(test)]
+impl Default for Plan {
+    fn default() -> Self {
+        let pace = Pace::Closed { clients: 1, rounds: 1, time: None };
+        Plan { pace, prompt: 32, new_tokens: 1, endpoint: Endpoint::Chat, objective: Objective::default() }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn chunks_are_read_wherever_the_stream_is_cut() {
-        let stream = b"data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
-            data: {\"choices\":[{\"delta\":{\"content\":\"a \\\" b\"}}]}\n\n: heartbeat\n\n\
-            data: {\"choices\":[],\"usage\":{\"completion_tokens\":7}}\n\ndata: [DONE]\n\n";
-        for cut in 1..stream.len() {
-            let mut events = Events::default();
-            let asked = Instant::now();
-            stream.chunks(cut).for_each(|part| events.feed(part, asked));
-            assert_eq!((events.chunks, events.usage, events.first.is_some()), (1, Some(7), true));
-            assert_eq!(events.seen(Duration::from_secs(1)).unwrap().tokens, 7);
-        }
+    fn an_answer_is_good_within_all_that_was_named() {
+        let ms = Duration::from_millis;
+        let objective = Objective { first_token_within: Some(ms(100)), each_token_within: Some(ms(10)), answer_within: None };
+        assert!(objective.is_met(ms(100), Some(ms(10)), ms(5000)));
+        assert!(objective.is_met(ms(100), None, ms(5000)), "one token has none before it");
+        assert!(!objective.is_met(ms(101), Some(ms(10)), ms(5000)));
+        assert!(!objective.is_met(ms(100), Some(ms(11)), ms(5000)));
+        assert!(Objective::default().is_met(ms(9999), None, ms(9999)) && !Objective::default().is_any());
     }
 
     #[test]
-    fn an_error_in_the_stream_is_no_answer() {
-        let mut events = Events::default();
-        events.feed(b"data: {\"error\":{\"message\":\"full\"}}\n\n", Instant::now());
-        assert!(events.seen(Duration::ZERO).is_err());
-    }
-
-    #[test]
-    fn every_question_is_another() {
-        for endpoint in [Endpoint::Chat, Endpoint::Completions] {
-            let plan = Plan { concurrency: 1, rounds: 1, prompt: 32, new_tokens: 1, endpoint };
-            let questions: std::collections::HashSet<_> = (0..200).map(|number| question("m", &plan, number).1).collect();
-            assert_eq!(questions.len(), 200);
+    fn a_report_is_drawn_on_a_terminal_and_as_a_picture() {
+        let mut histogram = crate::bench::histogram::Histogram::default();
+        (1..=100).for_each(|ms| histogram.push(Duration::from_millis(ms)));
+        let (summary, bars) = (histogram.summary(), histogram.bars(BARS));
+        let report = Report {
+            model: "a<b".to_owned(),
+            concurrency: 0,
+            rate_per_s: Some(5.0),
+            client_late: Some(summary),
+            offered: 103,
+            answers: 100,
+            refused: 2,
+            failed: 1,
+            error: Some("it broke".to_owned()),
+            tokens: 800,
+            seconds: 10.0,
+            answers_per_s: 10.0,
+            tokens_per_s: 80.0,
+            goodput_per_s: 9.0,
+            first_token: summary,
+            each_token: summary,
+            answer: summary,
+            histograms: Histograms { first_token: bars.clone(), each_token: Vec::new(), answer: bars },
+        };
+        let objective = Objective { answer_within: Some(Duration::from_millis(90)), ..Objective::default() };
+        let text = draw(&report, &objective) + &picture::lines(&report);
+        for words in
+            ["5 asked a second", "90.0 % of them", "2 refused, 1 failed; the first: it broke", "time to first token", "█"]
+        {
+            assert!(text.contains(words), "{words:?} in {text}");
         }
+        let svg = picture::svg(&report);
+        assert!(svg.contains("a&lt;b") && svg.contains("p99 ") && svg.ends_with("</svg>\n"), "{svg}");
+        assert!(picture::html(&report, &text).starts_with("<!doctype html>"));
     }
 }

@@ -6,7 +6,7 @@
 mod clients;
 mod memory;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use banyan_engine::fake;
 use banyan_node::{LaneLimits, Routing};
@@ -23,6 +23,7 @@ use crate::{
         testbed::{Plan, Testbed},
     },
     exit::Failure,
+    http::Target,
     output::{self, Format},
 };
 
@@ -112,15 +113,15 @@ struct Measured {
 }
 
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let (testbed, address) = match &args.url {
-        Some(url) => (None, load::resolve(url).await?),
+    let (testbed, target) = match &args.url {
+        Some(url) => (None, Target::find(url, None).await?),
         None => {
             let testbed = Testbed::start(plans(&args), Routing::RoundRobin, lanes(&args)).await?;
-            let address = testbed.api;
-            (Some(testbed), address)
+            let target = testbed.api.into();
+            (Some(testbed), target)
         }
     };
-    let outcome = measure(&args, address).await;
+    let outcome = measure(&args, Arc::new(target)).await;
     if let Some(testbed) = testbed {
         testbed.stop().await;
     }
@@ -152,12 +153,12 @@ fn lanes(args: &Args) -> LaneLimits {
     LaneLimits { entries: args.lane_entries as usize, ..LaneLimits::default() }
 }
 
-async fn measure(args: &Args, address: SocketAddr) -> Result<Report, Failure> {
+async fn measure(args: &Args, target: Arc<Target>) -> Result<Report, Failure> {
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => load::first_model(address).await?,
+        None => load::first_model(&target).await?,
     };
-    let crowd = Crowd::new(address, model, args.new_tokens);
+    let crowd = Crowd::new(target, model, args.new_tokens);
     let at_once = u32::from(args.nodes) * u32::from(args.batch) * 3 / 2;
     output::note(&format!("what the tree can serve, with {at_once} clients ..."));
     let peak = crowd.peak(at_once, args.time.min(PEAK)).await?;

@@ -23,7 +23,7 @@ pub(crate) fn draw(measured: &Measured) -> String {
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
     );
     let model = measured.runs.first().map_or("", |run| run.report.model.as_str());
-    text(&mut svg, [MARGINS[0], 24.0], "start", "#000", &format!("{model} on {}", measured.machine.processor));
+    label(&mut svg, [MARGINS[0], 24.0], "start", "#000", &format!("{model} on {}", measured.machine.processor));
     grid(&mut svg, &scale, &mut batches());
     for (run, colour) in measured.runs.iter().zip(COLOURS.iter().cycle()) {
         line(&mut svg, &scale, run, colour);
@@ -57,17 +57,17 @@ fn grid(svg: &mut String, scale: &Scale, batches: &mut dyn Iterator<Item = f64>)
         let value = scale.tokens_per_s * f64::from(step) / 4.0;
         let y = scale.y(value);
         let _ = writeln!(svg, "<path d=\"M{left:.1} {y:.1}H{right:.1}\" stroke=\"#ddd\"/>");
-        text(svg, [left - 8.0, y + 4.0], "end", "#444", &format!("{value:.0}"));
+        label(svg, [left - 8.0, y + 4.0], "end", "#444", &format!("{value:.0}"));
     }
     let mut batches: Vec<f64> = batches.collect();
     batches.sort_by(f64::total_cmp);
     batches.dedup();
     let bottom = HEIGHT - MARGINS[3];
     for batch in batches {
-        text(svg, [scale.x(batch), bottom + 20.0], "middle", "#444", &format!("{batch}"));
+        label(svg, [scale.x(batch), bottom + 20.0], "middle", "#444", &format!("{batch}"));
     }
-    text(svg, [(left + right) / 2.0, bottom + 42.0], "middle", "#000", "sequences at once");
-    text(svg, [left, MARGINS[2] - 8.0], "end", "#000", "tokens/s");
+    label(svg, [(left + right) / 2.0, bottom + 42.0], "middle", "#000", "sequences at once");
+    label(svg, [left, MARGINS[2] - 8.0], "end", "#000", "tokens/s");
 }
 
 fn line(svg: &mut String, scale: &Scale, run: &Run, colour: &str) {
@@ -100,13 +100,13 @@ fn legend(svg: &mut String, runs: &[Run]) {
         let y = MARGINS[2] + 20.0 * at as f64;
         let _ = writeln!(svg, "<path d=\"M{x:.1} {:.1}h18\" stroke=\"{colour}\" stroke-width=\"2\"/>", y - 4.0);
         let threads = crate::output::count(run.report.threads, "thread");
-        text(svg, [x + 24.0, y], "start", "#000", &format!("{}, {threads}", run.report.dtype));
+        label(svg, [x + 24.0, y], "start", "#000", &format!("{}, {threads}", run.report.dtype));
     }
     let y = MARGINS[2] + 20.0 * runs.len() as f64;
-    text(svg, [x, y], "start", "#444", "dashed: the limit");
+    label(svg, [x, y], "start", "#444", "dashed: the limit");
 }
 
-fn text(svg: &mut String, [x, y]: [f64; 2], anchor: &str, colour: &str, text: &str) {
+pub(crate) fn label(svg: &mut String, [x, y]: [f64; 2], anchor: &str, colour: &str, text: &str) {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{text}</text>");
 }

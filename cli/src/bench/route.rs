@@ -1,6 +1,6 @@
 //! `banyan bench route`: what the tree adds to a query, measured with an engine that costs nothing.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use banyan_engine::fake;
@@ -16,7 +16,7 @@ use crate::{
         testbed::{Asker, Plan, Testbed},
     },
     exit::Failure,
-    http,
+    http::{Connection, Target},
     output::{self, Format},
 };
 
@@ -112,16 +112,17 @@ async fn measure(testbed: &Testbed, depth: u8, args: &Args) -> anyhow::Result<[M
     let askers = vec![asker; usize::from(args.concurrency)];
     let tree = both(depth, "tree", askers, args, ask).await?;
 
+    let target = Arc::new(Target::from(testbed.api));
     let mut connections = Vec::new();
     for _ in 0..args.concurrency {
-        connections.push(http::Connection::open(testbed.api).await?);
+        connections.push(Connection::open(&target).await?);
     }
     let body = Bytes::from_static(br#"{"model":"fake","prompt":"one","max_tokens":1,"seed":1,"temperature":0}"#);
-    let post = move |mut connection: http::Connection| {
+    let post = move |mut connection: Connection| {
         let body = body.clone();
         async move {
             let asked = Instant::now();
-            connection.post("/v1/completions", body).await?;
+            connection.post("/completions", body).await?;
             Ok((asked.elapsed(), connection))
         }
     };

@@ -1,7 +1,6 @@
 //! Clients who come whether or not those before them were served.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +16,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{bench::histogram::Histogram, http::Connection};
+use crate::{
+    bench::histogram::Histogram,
+    http::{Connection, Target},
+};
 
 /// Before anything counts: queues fill, and the tree learns its rate.
 const WARMING: Duration = Duration::from_secs(3);
@@ -26,12 +28,12 @@ const KEPT_MAX: Duration = Duration::from_secs(59);
 /// What is under way at the end is waited for that long.
 const ENDING: Duration = Duration::from_secs(30);
 const SEED: u64 = 20_26;
-const PATH: &str = "/v1/completions";
+const PATH: &str = "/completions";
 
 /// Everybody who asks one API. Keeps its connections.
 #[derive(Clone)]
 pub(crate) struct Crowd {
-    address: SocketAddr,
+    target: Arc<Target>,
     model: String,
     new_tokens: u32,
     idle: Arc<Mutex<Vec<Connection>>>,
@@ -60,8 +62,8 @@ enum Outcome {
 }
 
 impl Crowd {
-    pub(crate) fn new(address: SocketAddr, model: String, new_tokens: u32) -> Crowd {
-        Crowd { address, model, new_tokens, idle: Arc::default(), asked: Arc::default() }
+    pub(crate) fn new(target: Arc<Target>, model: String, new_tokens: u32) -> Crowd {
+        Crowd { target, model, new_tokens, idle: Arc::default(), asked: Arc::default() }
     }
 
     /// Answers a second when `at_once` clients ask again as soon as they were answered.
@@ -131,7 +133,7 @@ impl Crowd {
     async fn ask(&self, body: Bytes) -> anyhow::Result<Outcome> {
         let mut connection = match self.idle() {
             Some(connection) => connection,
-            None => Connection::open(self.address).await?,
+            None => Connection::open(&self.target).await?,
         };
         let asked = Instant::now();
         let (mut first, mut tail) = (None, Vec::new());
