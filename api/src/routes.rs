@@ -4,9 +4,9 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
-    middleware::{from_fn, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
@@ -73,6 +73,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/openapi.json", get(openapi::openapi))
         .fallback(page_or_nothing)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(context.clone(), nothing_new))
         .layer(from_fn_with_state(context.clone(), hosts::only_known))
         .layer(CatchPanicLayer::custom(|_| {
             Error::server(StatusCode::INTERNAL_SERVER_ERROR, "this is our own mistake, please report it: the request panicked")
@@ -81,6 +82,15 @@ pub(crate) fn router(context: Context) -> Router {
         .layer(SetResponseHeaderLayer::overriding(NOSNIFF.clone(), HeaderValue::from_static("nosniff")))
         .layer(from_fn(request_id::named))
         .with_state(context)
+}
+
+/// Once the API stops it only says so; what was asked before goes on.
+async fn nothing_new(State(context): State<Context>, request: Request, next: Next) -> Response {
+    match request.uri().path() {
+        "/livez" | "/readyz" => next.run(request).await,
+        _ if context.stopping.is_cancelled() => Error::closing().into_response(),
+        _ => next.run(request).await,
+    }
 }
 
 async fn page_or_nothing(request: Request) -> Response {

@@ -22,7 +22,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
@@ -38,6 +38,9 @@ use crate::{
 
 /// How long connections may take to close after their answers were ended.
 const CLOSING: Duration = Duration::from_secs(1);
+
+/// How long a connection that came too late may take to ask and to be told so.
+const LATE: Duration = Duration::from_secs(5);
 
 /// How long to wait before accepting again when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -98,8 +101,8 @@ impl Api {
         self.address
     }
 
-    /// Accepts nothing more, lets answers go on for [`Limits::drain`](crate::Limits::drain), ends the rest with an error, and
-    /// closes all connections.
+    /// Takes no more queries, which `/readyz` tells meanwhile, lets answers go on for [`Limits::drain`](crate::Limits::drain), ends
+    /// the rest with an error, and closes all connections.
     pub async fn stop(mut self) {
         self.stopping.cancel();
         if let Err(error) = (&mut self.task).await {
@@ -160,14 +163,47 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         });
     }
 
-    drop(listener);
     connections.close();
-    if tokio::time::timeout(limits.drain, connections.wait()).await.is_err() {
-        // Whoever still reads an answer is told why it ends.
-        shared.ending.cancel();
-        if tokio::time::timeout(CLOSING, connections.wait()).await.is_err() {
-            debug!("connections cut");
+    let ended = async {
+        if tokio::time::timeout(limits.drain, connections.wait()).await.is_err() {
+            // Whoever still reads an answer is told why it ends.
+            shared.ending.cancel();
+            if tokio::time::timeout(CLOSING, connections.wait()).await.is_err() {
+                debug!("connections cut");
+            }
         }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = turn_away(&listener, &mut http, &service, &permits) => {}
+    }
+}
+
+/// Goes on accepting, so that whoever sends traffic here is told to send it elsewhere rather than refused without a word.
+async fn turn_away(
+    listener: &TcpListener,
+    http: &mut http1::Builder,
+    service: &TowerToHyperService<Router>,
+    permits: &Arc<Semaphore>,
+) {
+    http.keep_alive(false);
+    // Dropped with this, they are cut: nobody waits for those who came too late.
+    let mut late = JoinSet::new();
+    loop {
+        while late.try_join_next().is_some() {}
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        without_delay(&stream);
+        let answering = http.serve_connection(TokioIo::new(stream), service.clone());
+        late.spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(LATE, answering).await {
+                debug!(error = &error as &dyn std::error::Error, "connection ended");
+            }
+            drop(permit);
+        });
     }
 }
 

@@ -1,5 +1,7 @@
 //! `banyan api run`: the HTTP API and the page, for a tree that runs elsewhere.
 
+use std::time::Duration;
+
 use banyan_api::{Api, Limits};
 
 use crate::{
@@ -34,6 +36,10 @@ pub(crate) struct Args {
     /// All requests under way, together; they take about three times as much memory.
     #[arg(long, env = "BANYAN_BODIES_BYTES", value_name = "SIZE", default_value = "256MiB", value_parser = args::size)]
     bodies_bytes: u64,
+    /// How long streams may go on when the API is told to stop; then they are closed. Shorter than the 30 s after which Kubernetes
+    /// kills.
+    #[arg(long, env = "BANYAN_DRAIN", value_name = "TIME", default_value = "25s", value_parser = args::duration)]
+    drain: Duration,
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
@@ -48,6 +54,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         connections: args.connections as usize,
         body_bytes: bytes(args.body_bytes),
         bodies_bytes: bytes(args.bodies_bytes),
+        drain: args.drain,
         ..Limits::default()
     };
     let api = Api::start(banyan_api::Config { limits, ..banyan_api::Config::default() }, registry, listener)

@@ -1,6 +1,6 @@
 //! How a tree and its nodes look on a terminal and in JSON.
 
-use banyan_proto::v1::{NodeStatus, TreeView};
+use banyan_proto::v1::{ChildStatus, NodeStatus, TreeView};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) cluster: String,
     pub(crate) tree: String,
     pub(crate) ancestry: Vec<String>,
+    /// The parent over which its answers go while the straight way to the root is cut.
+    pub(crate) delivers_through: Option<String>,
     pub(crate) incarnation: u64,
     pub(crate) epoch: u64,
     pub(crate) version: String,
@@ -85,6 +87,7 @@ impl Node {
             cluster: status.cluster.clone(),
             tree: status.tree.clone(),
             ancestry: status.ancestry.clone(),
+            delivers_through: some(&status.delivers_through),
             incarnation: status.incarnation,
             epoch: status.epoch,
             version: status.version.clone(),
@@ -176,15 +179,11 @@ pub(crate) fn card(status: &NodeStatus) -> String {
         };
         rows.push(("parent", format!("{}{attached}", status.parent)));
         rows.push(("way up", or(&status.ancestry.join(" → "), "none")));
+        if !status.delivers_through.is_empty() {
+            rows.push(("delivers", format!("through {}, the straight way to the root is cut", status.delivers_through)));
+        }
     }
-    let children: Vec<String> = status
-        .children
-        .iter()
-        .map(|child| match child.nodes {
-            0 | 1 => format!("{} (room {}, sent {})", child.name, child.room, child.sent),
-            nodes => format!("{} ({nodes} nodes, room {}, sent {})", child.name, child.room, child.sent),
-        })
-        .collect();
+    let children: Vec<String> = status.children.iter().map(child).collect();
     rows.push(("children", or(&children.join(", "), "none")));
     rows.push(("state", status.state.clone()));
     if root {
@@ -213,6 +212,16 @@ pub(crate) fn card(status: &NodeStatus) -> String {
     rows.push(("routing", status.routing.clone()));
     rows.push(("version", format!("{}, up {}", status.version, uptime(status.uptime_ms))));
     table(&rows.into_iter().map(|(label, fact)| vec![label.to_owned(), fact]).collect::<Vec<_>>())
+}
+
+fn child(child: &ChildStatus) -> String {
+    let nodes = if child.nodes > 1 { format!("{} nodes, ", child.nodes) } else { String::new() };
+    let slow = if child.one_in > 1 { format!(", slow: one turn in {}", child.one_in) } else { String::new() };
+    let shut = match child.shut_ms {
+        0 => String::new(),
+        ms => format!(", failed too often: nothing for {:.1} s", ms as f64 / 1000.0),
+    };
+    format!("{} ({nodes}room {}, sent {}{slow}{shut})", child.name, child.room, child.sent)
 }
 
 fn share(part: u64, whole: u64) -> String {
@@ -249,7 +258,7 @@ pub(crate) fn decision(decision: &banyan_proto::v1::Decision) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use banyan_proto::v1::{ChildStatus, Kv as KvOfWire};
+    use banyan_proto::v1::Kv as KvOfWire;
 
     use super::*;
 

@@ -176,7 +176,9 @@ impl From<banyan_node::StartError> for Failure {
         let (code, hint) = match &error {
             StartError::Register { source, .. } => (registering(source), until_free(source)),
             StartError::ParentMissing { .. } => (Code::TimedOut, None),
-            StartError::Listen { .. } | StartError::Engine(_) | StartError::Reflection { .. } => (Code::Error, None),
+            StartError::Listen { .. } | StartError::Silent { .. } | StartError::Engine(_) | StartError::Reflection { .. } => {
+                (Code::Error, None)
+            }
         };
         Failure { hint, ..Failure::new(code, error) }
     }

@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     config::Config,
-    core::{Ask, Attached, ChildLink, Core, HolderLink, Input},
+    core::{Ask, Attached, ChildLink, Core, HolderLink, Input, ToHolder},
     journal::Journal,
 };
 pub use crate::{
@@ -106,7 +106,7 @@ impl Bare {
 
     /// The way to the root is open; deliveries go to `to`.
     pub fn root_connected(&mut self, to: mpsc::Sender<v1::Delivery>) {
-        self.core.input(Input::RootConnected { to });
+        self.core.input(Input::RootConnected { to, relayed: false });
     }
 
     /// The root says something on the Deliver stream.
@@ -121,7 +121,7 @@ impl Bare {
 
     /// At the root: a node opened its Deliver stream; controls go to `to`. Every stream has another number.
     pub fn holder_joined(&mut self, name: NodeName, stream: u64, to: mpsc::Sender<v1::Control>) {
-        self.core.input(Input::HolderJoined(HolderLink { name, stream, to }));
+        self.core.input(Input::HolderJoined(HolderLink { name, stream, to: ToHolder::Stream(to) }));
     }
 
     /// At the root: a node delivers.
@@ -152,7 +152,7 @@ impl Bare {
         self.core.step(step);
     }
 
-    /// At the root: every [`TICK`].
+    /// Every [`TICK`], at the root and wherever there are children.
     pub fn tick(&mut self) {
         self.core.tick();
     }

@@ -10,14 +10,16 @@ mod leave;
 mod parcel;
 mod parent;
 mod reign;
+mod relay;
 mod status;
+mod streams;
 mod work;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,15 +33,23 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::input::{
-    AnswerStream, Ask, Attach, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, WhyFound,
+    AnswerStream, Ask, Attach, Attached, ChildLink, Handle, HolderLink, Input, Snapshot, Stopped, ToHolder, WhyFound,
 };
-use self::{children::Child, desk::Desk, leave::Leave, parcel::Parcel, parent::Uplink, work::Work};
+use self::{
+    children::Child,
+    desk::Desk,
+    leave::Leave,
+    parcel::Parcel,
+    parent::Uplink,
+    relay::{Detour, Relay},
+    work::Work,
+};
 use crate::{
     config::{Config, LaneLimits},
     journal::{Fact, Journal},
     ledger,
     recording::{Record, Recording},
-    router::{self, Router},
+    router::{self, Router, Service},
     translate,
 };
 
@@ -81,6 +91,8 @@ pub(crate) struct Core {
     lanes: LaneLimits,
     /// Since when the node has no way to the root.
     rootless_since: Option<Instant>,
+    /// What nodes below did, as far as they reported.
+    below: Service,
     children: BTreeMap<NodeName, Child>,
     uplink: Option<Uplink>,
     ancestry: v1::Ancestry,
@@ -91,6 +103,18 @@ pub(crate) struct Core {
     inspections: HashMap<u64, oneshot::Sender<v1::Inspected>>,
     inspection: u64,
     leave: Option<Leave>,
+    /// The node's own stream over its parents, where the straight way is cut.
+    detour: Option<Detour>,
+    /// Whether that is the one in use.
+    relayed: bool,
+    /// Streams of nodes below that come over the links.
+    relays: BTreeMap<NodeName, Relay>,
+    /// At the root: numbers of streams.
+    streams: Arc<AtomicU64>,
+    /// At the root: streams that have ended or been taken over, and since when, the oldest first.
+    ended_streams: Vec<(u64, Instant)>,
+    /// Nodes whose links to their parents broke, and when.
+    severed: BTreeMap<NodeName, Instant>,
     /// Set when the node ends because it was told to leave.
     left: Arc<AtomicBool>,
     stopping: Option<oneshot::Sender<()>>,
@@ -109,9 +133,9 @@ impl Core {
         // Bounded by the live queries of the root: each leaves once.
         let (leavers, left) = mpsc::unbounded_channel();
         let core = Core::new(config, engine, epoch, Instant::now(), Journal::new());
-        let departed = core.left.clone();
+        let (departed, streams) = (core.left.clone(), core.streams.clone());
         tokio::spawn(core.run(inputs, steps, left, killed));
-        Handle { inbox, leavers, left: departed }
+        Handle { inbox, leavers, left: departed, streams }
     }
 
     /// The state alone, for whoever drives it.
@@ -142,11 +166,12 @@ impl Core {
             router: Router::new(settings),
             recording: config.recording.clone(),
             journal,
-            engine: engine.map(Work::new),
+            engine: engine.map(|engine| Work::new(engine, now)),
             desk,
             eager,
             lanes: config.lanes,
             rootless_since: None,
+            below: Service::default(),
             children: BTreeMap::new(),
             uplink: None,
             ancestry: v1::Ancestry { ancestors: Vec::new(), epoch: epoch.unwrap_or(0) },
@@ -155,6 +180,12 @@ impl Core {
             inspections: HashMap::new(),
             inspection: 0,
             leave: None,
+            detour: None,
+            relayed: false,
+            relays: BTreeMap::new(),
+            streams: Arc::default(),
+            ended_streams: Vec::new(),
+            severed: BTreeMap::new(),
             left: Arc::default(),
             stopping: None,
         }
@@ -180,7 +211,7 @@ impl Core {
                 step = steps.recv() => Woken::Step(step),
                 Some((id, serial)) = left.recv() => Woken::ClientLeft(id, serial),
                 () = killed.cancelled() => return,
-                _ = tick.tick(), if self.desk.is_some() || self.rootless_since.is_some() => Woken::Tick,
+                _ = tick.tick(), if self.desk.is_some() || !self.children.is_empty() || self.rootless_since.is_some() => Woken::Tick,
                 () = sleep_until(report_at.unwrap_or_else(Instant::now)), if report_at.is_some() => Woken::Report,
                 () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => Woken::Leave,
             };
@@ -233,6 +264,7 @@ impl Core {
                 self.parted(link);
                 if self.uplink.as_ref().is_some_and(|uplink| uplink.link == link) {
                     self.uplink = None;
+                    self.end_relays_up();
                     self.set_ancestry(v1::Ancestry::default());
                 }
             }
@@ -242,7 +274,11 @@ impl Core {
                 }
             }
             Input::Query { link, query } => self.query(link, query),
-            Input::RootConnected { to } => self.root_connected(to),
+            Input::RootConnected { to, relayed } => self.root_connected(to, relayed),
+            Input::OpenDetour { number, controls } => self.open_detour(number, controls),
+            Input::Detour { number, message } => self.detour(number, message),
+            Input::ChildRelay { child, link, relay } => self.child_relay(child, link, relay),
+            Input::ParentRelay { link, relay } => self.parent_relay(link, relay),
             Input::RootLost => self.root_lost(),
             Input::Control(control) => self.control(control),
             Input::Ask(ask) => self.ask(*ask),
@@ -251,7 +287,8 @@ impl Core {
             Input::Reign { epoch } => self.reign(epoch),
             Input::StepDown => self.step_down(),
             Input::HolderJoined(link) => self.holder_joined(link),
-            Input::HolderGone { stream } => self.holder_gone(stream),
+            Input::HolderGone { stream } => self.holder_silent(stream),
+            Input::Severed { node } => self.severed(node),
             Input::Frame { stream, frame } => self.frame(stream, frame),
             Input::AskChildren { inspection, reply } => self.ask_children(inspection, reply),
             Input::Snapshot(reply) => {
@@ -312,9 +349,10 @@ impl Core {
             | Action::Refuse { .. }
             | Action::Return { .. }
             | Action::Abort { .. }
+            | Action::Judge { .. }
             | Action::Drop { .. } => {
                 let ended = match &mut self.engine {
-                    Some(work) => work.act(&self.name, action, query.take()),
+                    Some(work) => work.act(&self.name, action, query.take(), self.now),
                     None => None,
                 };
                 if let Some(id) = ended {
@@ -356,6 +394,13 @@ impl Core {
             self.rootless_since = None;
             self.let_go();
         }
+        if !self.children.is_empty() {
+            self.route(router::Event::Tick);
+        }
+        if self.desk.is_none() {
+            return;
+        }
+        self.end_streams();
         self.ledger(ledger::Event::Tick, None);
         let Some(desk) = &mut self.desk else { return };
         desk.expire(self.now);
@@ -383,22 +428,33 @@ impl Core {
 
     pub(crate) fn step(&mut self, step: engine::Step) {
         let Some(work) = &mut self.engine else { return };
-        for id in work.step(step) {
+        let ended = work.step(step, self.now);
+        if !ended.is_empty() {
+            // The parent learns how it went, though there may be no more room than before.
+            self.note_report(false);
+        }
+        for id in ended {
             self.route(router::Event::Ended { id });
         }
     }
 
-    fn root_connected(&mut self, to: mpsc::Sender<v1::Delivery>) {
+    fn root_connected(&mut self, to: mpsc::Sender<v1::Delivery>, relayed: bool) {
         let Some(work) = &mut self.engine else { return };
-        work.connected(to);
+        work.connected(to, self.now);
+        if relayed || self.relayed {
+            let through = self.uplink.as_ref().filter(|_| relayed).map(|uplink| format!("delivers through {}", uplink.parent));
+            self.journal.push(Fact::Note(through.unwrap_or_else(|| "delivers straight to the root again".to_owned())));
+        }
+        self.relayed = relayed;
         self.rootless_since = None;
         self.route(router::Event::Connected(true));
     }
 
     fn root_lost(&mut self) {
         let Some(work) = &mut self.engine else { return };
-        work.disconnected();
+        work.disconnected(self.now);
         self.rootless_since.get_or_insert(self.now);
+        self.relayed = false;
         self.route(router::Event::Connected(false));
     }
 
@@ -454,9 +510,10 @@ impl Core {
             for (id, serial) in gone {
                 self.client_left(id, serial);
             }
+            self.flush_relayed();
         }
         if let Some(work) = &mut self.engine
-            && !work.flush()
+            && !work.flush(self.now)
         {
             // The root reads nothing: the stream's end will say that it is lost.
             tracing::warn!(node = %self.name, "the root does not read, its stream is cut");
@@ -487,7 +544,7 @@ impl Core {
         self.uplink = None;
         if let Some(work) = &mut self.engine {
             work.hand_back();
-            work.flush();
+            work.flush(self.now);
         }
     }
 

@@ -258,7 +258,7 @@ impl Inspector {
             cluster: facts.cluster.to_string(),
             tree: facts.tree.to_string(),
             kv: now.kv,
-            delivers_through: String::new(),
+            delivers_through: now.through.unwrap_or_default(),
         })
     }
 

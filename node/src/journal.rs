@@ -8,11 +8,14 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use banyan_proto::v1;
+use banyan_proto::{NodeName, v1};
 use serde_json::json;
 use tokio::sync::broadcast;
 
-use crate::{ledger, router};
+use crate::{
+    ledger,
+    router::{self, Verdict},
+};
 
 /// Some minutes of a busy node; a decision takes a few hundred bytes.
 const KEPT: usize = 2048;
@@ -110,7 +113,13 @@ impl Fact {
                 ledger::Event::Detached { .. } | ledger::Event::Attached { .. } => true,
                 ledger::Event::ClientLeft { .. } => !actions.is_empty(),
                 ledger::Event::Tick | ledger::Event::Room(_) | ledger::Event::Held { .. } => actions.iter().any(|action| {
-                    matches!(action, ledger::Action::Fail { .. } | ledger::Action::Recall { .. } | ledger::Action::Cancel { .. })
+                    matches!(
+                        action,
+                        ledger::Action::Fail { .. }
+                            | ledger::Action::Recall { .. }
+                            | ledger::Action::Cancel { .. }
+                            | ledger::Action::Pause { .. }
+                    )
                 }),
                 _ => false,
             },
@@ -177,8 +186,23 @@ fn router_action(action: &router::Action) -> Option<String> {
         Action::Return { .. } => "handed back, it had not started".to_owned(),
         Action::Abort { .. } => "taken from the engine".to_owned(),
         Action::Drop { .. } => "dropped from the queue".to_owned(),
+        Action::Judge { child, verdict } => judged(child, *verdict),
         Action::Report { .. } => return None,
     })
+}
+
+fn judged(child: &NodeName, verdict: Verdict) -> String {
+    let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
+    match verdict {
+        Verdict::Turns { one_in: 1, .. } => format!("{child} is as quick as the others again"),
+        Verdict::Turns { one_in, delay_us, pace_us } => {
+            let pace = if pace_us == 0 { String::new() } else { format!(", and a token there takes {}", ms(pace_us)) };
+            format!("{child} is slow and gets one turn in {one_in}: queries take {} to reach it{pace}", ms(delay_us))
+        }
+        Verdict::Shut { for_us } => format!("{child} failed too often in a row, and gets nothing for {}", ms(for_us)),
+        Verdict::Trial => format!("{child} gets one query, to show whether it works again"),
+        Verdict::Open => format!("{child} works again"),
+    }
 }
 
 fn ledger_event(event: &ledger::Event) -> String {
@@ -227,6 +251,7 @@ fn ledger_action(action: &ledger::Action) -> Option<String> {
             Failure::Holder => format!("fail {id}, as the node said"),
         },
         Action::Placed { id, node: None, .. } => format!("{id} waits at the root"),
+        Action::Pause { id } => format!("{id} waits, too much is being sent again"),
         Action::Placed { .. } | Action::Deliver { .. } | Action::Finish { .. } => return None,
         Action::Cancel { id, .. } => format!("cancel {id} at its node"),
         Action::Recall { id, .. } => format!("recall {id}"),

@@ -6,6 +6,7 @@
 //! child a query goes to is the router's; payloads and streams are the node task's.
 
 mod blame;
+mod budget;
 mod claims;
 mod dispatch;
 mod entry;
@@ -25,6 +26,7 @@ use banyan_proto::{Attempt, QueryId};
 
 use self::{
     blame::Part,
+    budget::Budget,
     claims::{Claim, Orphans},
     entry::Entry,
 };
@@ -75,6 +77,9 @@ pub struct Ledger {
     /// Of each death the one whose turn it is: those of different deaths do not wait for each other, or the loss of a thousand
     /// nodes at once would take as long as a thousand answers.
     out: BTreeMap<u64, QueryId>,
+    /// Queries that wait because too much is being sent again, the oldest first.
+    paused: BTreeSet<(u64, QueryId)>,
+    budget: Budget,
     /// Queries in nodes' queues, the oldest first.
     queued: BTreeSet<(u64, QueryId)>,
     /// Recalled and not yet back: each has a room waiting for it.
@@ -104,6 +109,8 @@ impl Ledger {
             streams: HashMap::new(),
             suspects: BTreeSet::new(),
             out: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            budget: Budget::default(),
             queued: BTreeSet::new(),
             recalling: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
@@ -129,7 +136,7 @@ impl Ledger {
 
     /// Queries that wait at the root.
     pub fn waiting(&self) -> usize {
-        self.lanes.len() + self.suspects.len() + self.unclaimed.len()
+        self.lanes.len() + self.suspects.len() + self.paused.len() + self.unclaimed.len()
     }
 
     /// Queries that nodes hold since an earlier reign, and nobody has asked for yet.
@@ -349,6 +356,7 @@ impl Ledger {
         }
         self.accepted += 1;
         self.live_bytes += asked.bytes;
+        self.budget.accepted();
         self.lanes.push(waiting);
         self.entries.insert(id, entry);
         self.set_off(now, id, actions);
@@ -370,9 +378,15 @@ impl Ledger {
 
     /// Fences: the entry if the sender holds its current attempt; else the sender is told to stop.
     fn current(&mut self, id: QueryId, attempt: Attempt, holder: &Holder, actions: &mut Vec<Action>) -> Option<&mut Entry> {
+        if self.entries.get(&id).is_some_and(|entry| entry.is_superseded(attempt, holder)) {
+            return None;
+        }
         let known = self.entries.get_mut(&id);
         match known.filter(|entry| entry.attempt == attempt && entry.may_be_held_by(holder)) {
-            Some(entry) => Some(entry),
+            Some(entry) => {
+                actions.extend(entry.follow(holder));
+                Some(entry)
+            }
             None => {
                 // A node that says more of it before it was told to go on has ended with it.
                 self.orphans.forget(&id, attempt, holder);
@@ -434,8 +448,13 @@ impl Ledger {
         entry.wait(now, why);
         actions.push(entry.placed());
         let (order, waiting, suspect, death) = (entry.order, entry.waiting(), entry.suspect, entry.death);
+        // Each may be sent again once, however many are lost with half a tree: that ends by itself.
+        let again = entry.attempt.number > 1;
         if suspect {
             self.suspects.insert((order, id));
+        } else if again && matches!(why, Why::Lost | Why::Refused) && !self.budget.take(now) {
+            self.paused.insert((order, id));
+            actions.push(Action::Pause { id });
         } else {
             self.lanes.push(waiting);
         }
@@ -449,7 +468,8 @@ impl Ledger {
         self.live_bytes -= entry.bytes + TOKEN_BYTES * entry.tokens.len();
         self.measure(now, &entry, outcome);
         let place = (entry.order, id);
-        if entry.state == State::Waiting && !self.suspects.remove(&place) && !self.unclaimed.remove(&place) {
+        let waits = [&mut self.suspects, &mut self.paused, &mut self.unclaimed].into_iter().any(|waiting| waiting.remove(&place));
+        if entry.state == State::Waiting && !waits {
             self.lanes.remove(&entry.waiting());
         }
         self.take_in(entry.death, id);
@@ -475,6 +495,10 @@ impl Ledger {
         let lanes = &self.lanes;
         self.rates.tick(now, |model| lanes.of_model(model).entries > 0);
         self.returns.tick(now);
+        while !self.paused.is_empty() && self.budget.take(now) {
+            let (_, id) = self.paused.pop_first().expect("one is there");
+            self.lanes.push(self.entries[&id].waiting());
+        }
         for entry in self.entries.values_mut() {
             entry.note_served(now, &self.room);
         }

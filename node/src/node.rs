@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use banyan_engine::{Engine, Step};
+use banyan_engine::{Engine, Output, Refusal, Request, SequenceId, Step};
 use banyan_etcd::{Member, Model, RegisterError, Registration, Registry, Role};
 use banyan_proto::{
     FILE_DESCRIPTORS, NodeName, VERSION, dial,
@@ -37,6 +37,11 @@ use crate::{
 /// What is being sent when a node stops gets that long to leave.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Prefill and one decode.
+const WARM_UP_TOKENS: u32 = 2;
+/// A large model whose weights are still read from a slow disk takes minutes.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// The name of a node that died without a word is free when its lease has ended; this is longer than any lease should be.
 const GHOST_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often its lease is looked at meanwhile.
@@ -66,6 +71,12 @@ pub enum StartError {
     /// A root has no engine, and everyone else has one.
     #[error("{0}")]
     Engine(&'static str),
+    /// Its model answers nothing, so nobody should be sent to it.
+    #[error("the model does not answer")]
+    Silent {
+        /// What the engine said; nothing when it ended or took too long.
+        source: Option<Refusal>,
+    },
     /// The registry refused.
     #[error("failed to register {name}")]
     Register {
@@ -109,14 +120,14 @@ pub enum NodeError {
 
 impl Node {
     /// Registers the node, starts its services on `listener`, and attaches it to its parent in the background. A root
-    /// has no engine; every other node has one, whose model answers already.
+    /// has no engine; every other node has one, and registers when that has answered.
     ///
     /// # Errors
-    /// When the name is taken, the parent does not appear in time, or the registry or the socket can't be used.
+    /// When the engine does not answer, the name is taken, the parent does not appear in time, or the registry or the socket can't be used.
     pub async fn start(
         config: Config,
         registry: Registry,
-        engine: Option<(Engine, mpsc::Receiver<Step>)>,
+        mut engine: Option<(Engine, mpsc::Receiver<Step>)>,
         listener: TcpListener,
     ) -> Result<Node, StartError> {
         match (&config.parent, &engine) {
@@ -147,6 +158,9 @@ impl Node {
             device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
             started_at: now.as_millis() as u64,
         };
+        if let Some((engine, steps)) = &mut engine {
+            warm_up(engine, steps).await?;
+        }
         let registration = register(&config, &registry, member).await?;
         let (incarnation, epoch) = (registration.member().incarnation, registration.epoch());
         let cancel = CancellationToken::new();
@@ -296,6 +310,25 @@ impl Drop for Node {
         }
         // With the task its streams end, and with these the server.
     }
+}
+
+/// Lets the engine generate something short: who is sent queries answers them, and the first client finds caches warm.
+async fn warm_up(engine: &Engine, steps: &mut mpsc::Receiver<Step>) -> Result<(), StartError> {
+    // A number that the node's task never gets to.
+    let id = SequenceId(u64::MAX);
+    engine.submit(Request::fixed(id, vec![0], WARM_UP_TOKENS));
+    let answered = async {
+        while let Some(step) = steps.recv().await {
+            match step.outputs.into_iter().find(|output| output.id() == id && output.is_last()) {
+                Some(Output::Refused { refusal, .. }) => return Err(Some(refusal)),
+                Some(_) => return Ok(()),
+                None => {}
+            }
+        }
+        Err(None)
+    };
+    let answered = timeout(WARM_UP_TIMEOUT, answered).await.unwrap_or(Err(None));
+    answered.map_err(|source| StartError::Silent { source })
 }
 
 /// Registers, and waits for the parent where it is not there yet.

@@ -8,6 +8,7 @@
 //! ledger's; when capacity reports leave is the node task's.
 
 mod child;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,8 @@ use std::{
 use banyan_proto::{Attempt, NodeName, QueryId};
 use serde::{Deserialize, Serialize};
 
-use self::child::Child;
+pub use self::standing::Verdict;
+use self::{child::Child, standing::Standing};
 use crate::{
     capacity::{self, Capacity, Sum, serves},
     config::Routing,
@@ -183,6 +185,13 @@ pub enum Action {
         /// Which.
         id: QueryId,
     },
+    /// Note that a child is given more or less from now on.
+    Judge {
+        /// Which.
+        child: NodeName,
+        /// How it was judged.
+        verdict: Verdict,
+    },
     /// Tell the parent what the subtree can take now.
     Report {
         /// Per set of models that share an engine.
@@ -220,6 +229,9 @@ pub enum Because {
     Leaving,
 }
 
+/// Children that failed and went away are remembered, so that a new link does not wash that away; no more of them than this.
+const ABSENT_MAX: usize = 256;
+
 /// Decides for one node. See the module.
 #[derive(Debug)]
 pub struct Router {
@@ -229,7 +241,9 @@ pub struct Router {
     running: BTreeMap<QueryId, Attempt>,
     queue: VecDeque<Ticket>,
     children: Vec<Child>,
-    /// Of the children's estimates.
+    /// Those with a bad record that have no link now.
+    absent: BTreeMap<NodeName, Standing>,
+    /// Of what the children offer.
     sum: Sum,
     /// Where the next round begins.
     turn: usize,
@@ -247,6 +261,7 @@ impl Router {
             running: BTreeMap::new(),
             queue: VecDeque::new(),
             children: Vec::new(),
+            absent: BTreeMap::new(),
             sum: Sum::default(),
             turn: 0,
             reported: Vec::new(),
@@ -289,6 +304,12 @@ impl Router {
         self.draining
     }
 
+    /// In how many rounds a child gets one turn, and for how many microseconds it gets nothing.
+    pub fn standing(&self, name: &NodeName, now: u64) -> (u32, u64) {
+        let child = self.children.iter().find(|child| child.name == *name);
+        child.map_or((1, 0), |child| (child.standing.one_in, child.standing.shut_us(now)))
+    }
+
     /// What the subtree can take, this node included, per set of models that share an engine.
     pub fn capacity(&self) -> Vec<Capacity> {
         if self.draining {
@@ -305,29 +326,35 @@ impl Router {
 
     /// Decides what to do about one event at `now`, in microseconds since the node started.
     pub fn handle(&mut self, now: u64, event: Event) -> Vec<Action> {
-        let _ = now;
         let mut actions = Vec::new();
         match event {
             Event::Connected(connected) => self.connected = connected,
             Event::ChildJoined { child } => {
                 self.remove_child(&child);
-                self.children.push(Child::new(child));
+                let standing = self.absent.remove(&child).map_or_else(Standing::default, Standing::renewed);
+                self.children.push(Child::new(child, standing));
             }
-            Event::ChildLeft { child, orderly: _ } => self.remove_child(&child),
-            Event::ChildReported { child, received, capacity, service: _ } => {
-                if let Some(child) = self.children.iter_mut().find(|known| known.name == child) {
-                    self.sum.subtract(&child.estimate);
-                    child.report(received, capacity);
-                    self.sum.add(&child.estimate);
+            Event::ChildLeft { child, orderly } => {
+                if !orderly {
+                    self.judge(&child, &mut actions, |child| {
+                        let seed = child.seed();
+                        child.has_work().then(|| child.standing.failed(now, 1, seed)).flatten()
+                    });
                 }
+                self.remove_child(&child);
             }
+            Event::ChildReported { child, received, capacity, service } => self.judge(&child, &mut actions, |child| {
+                let seed = child.seed();
+                child.report(now, received, capacity);
+                child.standing.served(now, service, seed)
+            }),
             Event::Draining => {
                 self.draining = true;
                 actions.extend(self.queue.drain(..).map(|ticket| Action::Return { id: ticket.id }));
             }
-            Event::Tick => {}
+            Event::Tick => self.tick(now, &mut actions),
             Event::Arrived(ticket) => {
-                let action = self.give_way(&ticket, &mut actions).unwrap_or_else(|| self.route(ticket));
+                let action = self.give_way(&ticket, &mut actions).unwrap_or_else(|| self.route(now, ticket));
                 actions.push(action);
             }
             Event::Ended { id } => {
@@ -372,7 +399,7 @@ impl Router {
         None
     }
 
-    fn route(&mut self, ticket: Ticket) -> Action {
+    fn route(&mut self, now: u64, ticket: Ticket) -> Action {
         let id = ticket.id;
         if self.draining {
             return Action::Refuse { id, because: Because::Leaving };
@@ -383,14 +410,14 @@ impl Router {
         let ours = self.settings.engine.as_ref().is_some_and(|engine| serves(&engine.models, &ticket.model));
         let preferred_elsewhere = ticket.prefer.as_ref().filter(|name| **name != self.settings.name);
         if let Some(child) = preferred_elsewhere.and_then(|name| self.preferred(name, &ticket)) {
-            return self.forward(child, ticket, Choice::Preferred);
+            return self.forward(now, child, ticket, Choice::Preferred);
         }
         if ours && self.own_room() > 0 {
             self.running.insert(id, ticket.attempt);
             return Action::Execute { id };
         }
         if let Some((child, choice)) = self.choose(&ticket) {
-            return self.forward(child, ticket, choice);
+            return self.forward(now, child, ticket, choice);
         }
         let Some(engine) = self.settings.engine.as_ref().filter(|_| ours) else {
             return Action::Refuse { id, because: Because::Model };
@@ -405,11 +432,11 @@ impl Router {
         Action::Queue { id }
     }
 
-    fn forward(&mut self, index: usize, ticket: Ticket, choice: Choice) -> Action {
+    fn forward(&mut self, now: u64, index: usize, ticket: Ticket, choice: Choice) -> Action {
         let child = &mut self.children[index];
-        self.sum.subtract(&child.estimate);
-        child.send(ticket.model);
-        self.sum.add(&child.estimate);
+        self.sum.subtract(&child.offered);
+        child.send(now, ticket.model);
+        self.sum.add(&child.offered);
         // The turn advances even when the send should fail: a dead child then costs one query a lap.
         self.turn = index + 1;
         Action::Forward { id: ticket.id, child: child.name.clone(), choice }
@@ -434,12 +461,16 @@ impl Router {
         let with_room = || order.iter().copied().filter(|&index| self.children[index].room(model) > 0);
         let chosen = match self.settings.routing {
             Routing::Classic => None,
-            Routing::RoundRobin => with_room().next(),
+            Routing::RoundRobin => {
+                let open: Vec<usize> = with_room().collect();
+                self.next_turn(&open)
+            }
             Routing::LeastBusy => with_room().reduce(|best, next| {
                 let (best_child, next_child) = (&self.children[best], &self.children[next]);
-                // Compares room / slots without dividing.
-                let left = u128::from(next_child.room(model)) * u128::from(best_child.slots(model));
-                let right = u128::from(best_child.room(model)) * u128::from(next_child.slots(model));
+                // Compares room / (slots · one_in) without dividing.
+                let size = |child: &Child| u128::from(child.slots(model)) * u128::from(child.standing.one_in);
+                let left = u128::from(next_child.room(model)) * size(best_child);
+                let right = u128::from(best_child.room(model)) * size(next_child);
                 if left > right { next } else { best }
             }),
             Routing::Weighted => {
@@ -453,9 +484,26 @@ impl Router {
         // A queue with space before one without, and any child that serves the model before nobody, so that nothing
         // depends on fresh numbers.
         let classic = self.settings.routing == Routing::Classic;
-        let serving = || order.iter().copied().filter(|&index| self.children[index].serves(model));
+        let usable = |index: &usize| self.children[*index].serves(model) && !self.children[*index].is_shut();
+        let any_usable = order.iter().any(usable);
+        let serving =
+            || order.iter().copied().filter(|index| if any_usable { usable(index) } else { self.children[*index].serves(model) });
         let queueing = serving().find(|&index| !classic && self.children[index].queue(model) > 0);
         queueing.or_else(|| serving().next()).map(|index| (index, Choice::Turn))
+    }
+
+    /// Round-robin, in which slow children let some of their turns go by.
+    fn next_turn(&mut self, open: &[usize]) -> Option<usize> {
+        let quickest = open.iter().map(|&index| self.children[index].standing.one_in).min()?;
+        open.iter().copied().find(|&index| {
+            let standing = &mut self.children[index].standing;
+            standing.passed += 1;
+            let its_turn = standing.passed >= standing.one_in / quickest;
+            if its_turn {
+                standing.passed = 0;
+            }
+            its_turn
+        })
     }
 
     /// Smooth weighted round-robin (as in nginx): everyone gains its weight, the richest is picked and pays the sum.
@@ -463,6 +511,7 @@ impl Router {
         let mut sum = 0;
         for &index in open {
             let weight = self.children[index].slots(model).clamp(1, WEIGHT_MAX) as i64;
+            let weight = (weight / i64::from(self.children[index].standing.one_in)).max(1);
             self.children[index].credit += weight;
             sum += weight;
         }
@@ -498,11 +547,43 @@ impl Router {
     fn remove_child(&mut self, name: &NodeName) {
         if let Some(index) = self.children.iter().position(|child| child.name == *name) {
             let child = self.children.remove(index);
-            self.sum.subtract(&child.estimate);
+            self.sum.subtract(&child.offered);
+            if child.standing.is_bad() {
+                self.absent.insert(child.name, child.standing);
+                if self.absent.len() > ABSENT_MAX {
+                    self.absent.pop_first();
+                }
+            }
             // The others keep their turns.
             if index < self.turn {
                 self.turn -= 1;
             }
+        }
+    }
+
+    /// Changes what is known of a child, and notes what follows from it.
+    fn judge(&mut self, name: &NodeName, actions: &mut Vec<Action>, change: impl FnOnce(&mut Child) -> Option<Verdict>) {
+        let Some(child) = self.children.iter_mut().find(|known| known.name == *name) else { return };
+        self.sum.subtract(&child.offered);
+        let verdict = change(child);
+        child.offer();
+        self.sum.add(&child.offered);
+        actions.extend(verdict.map(|verdict| Action::Judge { child: name.clone(), verdict }));
+    }
+
+    fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+        let best_delay_us = self.children.iter().map(|child| child.standing.delay_us(child.oldest_us(now))).min().unwrap_or(0);
+        let best_pace_us = self.children.iter().filter_map(|child| child.standing.pace_us(now)).min().unwrap_or(0);
+        for child in &mut self.children {
+            let oldest_us = child.oldest_us(now);
+            let compared = child.standing.compare(now, oldest_us, best_delay_us, best_pace_us);
+            let trial = child.standing.tick(now);
+            if trial.is_some() {
+                self.sum.subtract(&child.offered);
+                child.offer();
+                self.sum.add(&child.offered);
+            }
+            actions.extend(compared.into_iter().chain(trial).map(|verdict| Action::Judge { child: child.name.clone(), verdict }));
         }
     }
 

@@ -179,7 +179,10 @@ impl Uplink {
                             joining = Some(self.us.clone().join_after(Duration::ZERO, self.others(search, &view.borrow())).boxed());
                         }
                         Some(v1::down::Kind::Rejected(_)) => break Left::Ended(End::Broken),
-                        Some(v1::down::Kind::Relay(_)) => {}
+                        Some(v1::down::Kind::Relay(relay)) => match self.core.tell(Input::ParentRelay { link, relay }).await {
+                            Ok(()) => {}
+                            Err(core::Stopped) => break Left::Stopped,
+                        },
                         // A newer parent's message that this version does not know.
                         None => {}
                     }

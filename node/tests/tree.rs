@@ -35,6 +35,10 @@ enum Step {
     Kill(u8),
     /// A node's Deliver stream breaks and comes back.
     Blip(u8),
+    /// A node's engine fails with all that it runs.
+    Fail(u8),
+    /// Another Deliver stream of a node takes over from one that was cut: of what was on its way, so much still arrives.
+    Detour(u8, u8),
     /// A node begins to leave.
     Drain(u8),
     /// The deadline of one that is leaving passes.
@@ -65,6 +69,8 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         1 => any::<u8>().prop_map(Step::Kill),
         1 => any::<u8>().prop_map(Step::Blip),
+        1 => any::<u8>().prop_map(Step::Fail),
+        1 => any::<(u8, u8)>().prop_map(|(which, arrive)| Step::Detour(which, arrive)),
         1 => any::<u8>().prop_map(Step::Drain),
         1 => any::<u8>().prop_map(Step::Leave),
         1 => any::<(u8, u8)>().prop_map(|(which, below)| Step::Move(which, below)),
@@ -103,7 +109,7 @@ proptest! {
 
 /// What a node sends to its parent, or its link's end.
 enum Up {
-    Report { received: u64, capacity: Vec<Capacity> },
+    Report { received: u64, capacity: Vec<Capacity>, service: Service },
     Gone,
 }
 
@@ -170,12 +176,24 @@ struct Sim {
     /// Of its Deliver stream.
     stream: u64,
     received: u64,
+    service: Service,
     kept: BTreeMap<QueryId, Kept>,
     report_due: bool,
     down: VecDeque<Down>,
     up: VecDeque<Up>,
     deliveries: VecDeque<Delivery>,
+    /// What still arrives on streams that were cut.
+    late: VecDeque<Delivery>,
+    /// All that it said, without the stream.
+    said: Vec<ledger::Event>,
     controls: VecDeque<Control>,
+}
+
+impl Sim {
+    fn say(&mut self, event: ledger::Event) {
+        self.said.push(event.clone());
+        self.deliveries.push_back(Delivery::Event(event));
+    }
 }
 
 /// What one client saw.
@@ -293,6 +311,18 @@ impl World {
                     self.kill(staying[usize::from(which) % staying.len()]);
                 }
             }
+            Step::Fail(which) => {
+                let alive = self.alive();
+                if !alive.is_empty() {
+                    self.fail(alive[usize::from(which) % alive.len()]);
+                }
+            }
+            Step::Detour(which, arrive) => {
+                let alive = self.alive();
+                if !alive.is_empty() {
+                    self.detour(alive[usize::from(which) % alive.len()], arrive.into());
+                }
+            }
             Step::Drain(which) => {
                 let staying = self.staying();
                 if staying.len() > 1 {
@@ -396,11 +426,14 @@ impl World {
             link: 0,
             stream: self.streams.len() as u64,
             received: 0,
+            service: Service::default(),
             kept: BTreeMap::new(),
             report_due: false,
             down: VecDeque::new(),
             up: VecDeque::new(),
             deliveries: VecDeque::new(),
+            late: VecDeque::new(),
+            said: Vec::new(),
             controls: VecDeque::new(),
         });
         self.streams.push(index);
@@ -533,9 +566,58 @@ impl World {
         }
     }
 
+    /// Seven at once are as many as a parent takes in a row.
+    fn fail(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let holder = Holder { name: node.name.clone(), stream: node.stream };
+        let running: Vec<QueryId> = node.kept.iter().filter(|(_, kept)| kept.running).map(|(id, _)| *id).collect();
+        node.service.failed += 7;
+        node.report_due = true;
+        for id in running {
+            let node = &mut self.nodes[index];
+            let kept = node.kept.remove(&id).unwrap();
+            if !kept.aborted {
+                let (attempt, holder, fault) = (kept.attempt, holder.clone(), ledger::Fault::Engine);
+                node.say(ledger::Event::Refused { id, attempt, holder, fault, trail: Vec::new() });
+            }
+            self.node(index, router::Event::Ended { id }, None);
+        }
+    }
+
+    /// Part of what was sent on the old stream is lost, and its end comes late; the new one says what the node holds, and once
+    /// more what it said of what has ended.
+    fn detour(&mut self, index: usize, arrive: usize) {
+        let node = &mut self.nodes[index];
+        let mut cut = std::mem::take(&mut node.deliveries);
+        cut.truncate(arrive % (cut.len() + 1));
+        node.late.extend(cut);
+        node.late.push_back(Delivery::Gone { stream: node.stream });
+        self.reconnect(index);
+        let node = &mut self.nodes[index];
+        let holder = Holder { name: node.name.clone(), stream: node.stream };
+        for mut event in node.said.clone() {
+            use ledger::Event;
+            let (Event::Generated { holder: by, id, .. }
+            | Event::Finished { holder: by, id, .. }
+            | Event::Refused { holder: by, id, .. }
+            | Event::Returned { holder: by, id, .. }) = &mut event
+            else {
+                continue;
+            };
+            by.clone_from(&holder);
+            if !node.kept.contains_key(id) {
+                node.deliveries.push_back(Delivery::Event(event));
+            }
+        }
+    }
+
     /// As the root's task does: time passes, and then the ledger hears of the room as it is.
     fn tick(&mut self, time: u64) {
         self.now += time;
+        self.root(router::Event::Tick, None);
+        for index in self.alive() {
+            self.node(index, router::Event::Tick, None);
+        }
         self.ledger(ledger::Event::Tick);
         self.ledger(ledger::Event::Room(self.root.capacity()));
     }
@@ -565,6 +647,7 @@ impl World {
                     self.ledger(ledger::Event::Bounced { id, attempt });
                 }
                 router::Action::Report { capacity, .. } => self.ledger(ledger::Event::Room(capacity)),
+                router::Action::Judge { .. } => {}
                 other => panic!("the root never infers and keeps nothing: {other:?}"),
             }
         }
@@ -576,6 +659,7 @@ impl World {
             let holder = Holder { name: self.nodes[index].name.clone(), stream: self.nodes[index].stream };
             match action {
                 router::Action::Report { .. } => self.nodes[index].report_due = true,
+                router::Action::Judge { .. } => {}
                 router::Action::Forward { child, .. } => {
                     let child = self.nodes.iter_mut().find(|node| node.name == child && node.parent == index && node.alive);
                     if let (Some(child), Some(query)) = (child, query.take()) {
@@ -595,19 +679,20 @@ impl World {
                     let kept = node.kept.get_mut(&id).expect("what runs was kept");
                     kept.running = running;
                     let (attempt, from, trail) = (kept.attempt, kept.from, Vec::new());
-                    node.deliveries.push_back(Delivery::Event(match kept.waits {
+                    let event = match kept.waits {
                         true => ledger::Event::Claimed { id, attempt, holder, running, from, trail },
                         false => ledger::Event::Held { id, attempt, holder, running, trail },
-                    }));
+                    };
+                    node.say(event);
                 }
                 router::Action::Refuse { id, .. } => {
                     let attempt = query.take().unwrap().ticket.attempt;
                     let refused = ledger::Event::Refused { id, attempt, holder, fault: ledger::Fault::Busy, trail: Vec::new() };
-                    self.nodes[index].deliveries.push_back(Delivery::Event(refused));
+                    self.nodes[index].say(refused);
                 }
                 router::Action::Return { id } => {
                     let attempt = self.nodes[index].kept.remove(&id).unwrap().attempt;
-                    self.nodes[index].deliveries.push_back(Delivery::Event(ledger::Event::Returned { id, attempt, holder }));
+                    self.nodes[index].say(ledger::Event::Returned { id, attempt, holder });
                 }
                 router::Action::Abort { id } => self.nodes[index].kept.get_mut(&id).unwrap().aborted = true,
                 router::Action::Drop { id } => {
@@ -625,20 +710,26 @@ impl World {
             let node = &mut self.nodes[index];
             let kept = node.kept.get_mut(&id).unwrap();
             let (attempt, position) = (kept.attempt, kept.position);
-            let ended = kept.aborted || position >= wants;
-            if !kept.aborted {
+            let (waits, aborted) = (kept.waits, kept.aborted);
+            let ended = aborted || position >= wants;
+            if !aborted {
+                node.service.busy_us += 1000;
+                node.report_due = true;
                 let event = if position < wants {
+                    node.service.tokens += 1;
                     kept.position += 1;
                     ledger::Event::Generated { id, attempt, holder: holder.clone(), position, tokens: vec![token(id, position)] }
                 } else {
+                    node.service.answered += 1;
                     ledger::Event::Finished { id, attempt, holder: holder.clone() }
                 };
-                if !kept.waits {
-                    node.deliveries.push_back(Delivery::Event(event));
+                if !waits {
+                    node.say(event);
                 }
             }
             if ended {
-                if kept.waits && !kept.aborted {
+                if waits && !aborted {
+                    let kept = node.kept.get_mut(&id).unwrap();
                     (kept.running, kept.ended) = (false, true);
                 } else {
                     node.kept.remove(&id);
@@ -651,16 +742,21 @@ impl World {
     fn report(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         if std::mem::take(&mut node.report_due) {
-            node.up.push_back(Up::Report { received: node.received, capacity: node.router.capacity() });
+            node.up.push_back(Up::Report { received: node.received, capacity: node.router.capacity(), service: node.service });
         }
     }
 
     fn channels(&self) -> Vec<Channel> {
         let mut channels = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
-            let full = [!node.down.is_empty(), !node.up.is_empty(), !node.deliveries.is_empty(), !node.controls.is_empty()];
-            let full = (0u8..4).filter(|&channel| full[usize::from(channel)]);
-            channels.extend(full.map(|channel| Channel::Node(index, channel)));
+            let full = [
+                !node.down.is_empty(),
+                !node.up.is_empty(),
+                !node.deliveries.is_empty(),
+                !node.controls.is_empty(),
+                !node.late.is_empty(),
+            ];
+            channels.extend((0u8..5).filter(|&channel| full[usize::from(channel)]).map(|channel| Channel::Node(index, channel)));
         }
         for (id, client) in &self.clients {
             channels.extend((!client.answers.is_empty()).then_some(Channel::Answer(*id)));
@@ -718,17 +814,21 @@ impl World {
                 self.parent(
                     parent,
                     match up {
-                        Up::Report { received, capacity } => {
-                            router::Event::ChildReported { child, received, capacity, service: Service::default() }
+                        Up::Report { received, capacity, service } => {
+                            router::Event::ChildReported { child, received, capacity, service }
                         }
                         Up::Gone => router::Event::ChildLeft { child, orderly: false },
                     },
                 );
             }
-            2 => match self.nodes[index].deliveries.pop_front().unwrap() {
-                Delivery::Event(event) => self.ledger(event),
-                Delivery::Gone { stream } => self.ledger(ledger::Event::HolderLost { stream }),
-            },
+            2 | 4 => {
+                let node = &mut self.nodes[index];
+                let channel = if channel == 2 { &mut node.deliveries } else { &mut node.late };
+                match channel.pop_front().unwrap() {
+                    Delivery::Event(event) => self.ledger(event),
+                    Delivery::Gone { stream } => self.ledger(ledger::Event::HolderLost { stream }),
+                }
+            }
             _ => {
                 let event = match self.nodes[index].controls.pop_front().unwrap() {
                     Control::Resume(id, attempt, position) => return self.resume(index, id, attempt, position),
@@ -782,7 +882,7 @@ impl World {
                 }
                 ledger::Action::Cancel { stream, id, attempt } => self.control(stream, Control::Cancel(id, attempt)),
                 ledger::Action::Recall { stream, id, attempt } => self.control(stream, Control::Recall(id, attempt)),
-                ledger::Action::Placed { .. } => {}
+                ledger::Action::Placed { .. } | ledger::Action::Pause { .. } => {}
             }
         }
     }
@@ -827,12 +927,19 @@ impl World {
         assert_eq!(self.routing, Routing::Classic, "messages never cease");
     }
 
+    /// Whether somebody on the way to it passes it over, because it failed too often.
+    fn is_shut(&self, index: usize) -> bool {
+        let node = &self.nodes[index];
+        let parent = if node.parent == usize::MAX { &self.root } else { &self.nodes[node.parent].router };
+        parent.standing(&node.name, self.now).1 > 0 || node.parent != usize::MAX && self.is_shut(node.parent)
+    }
+
     fn nobody_waits_while_a_node_idles(&self) {
         if self.routing == Routing::Classic {
             return;
         }
-        let idle: BTreeSet<&str> =
-            self.nodes.iter().filter(|node| node.alive && node.router.has_room()).map(|node| node.model).collect();
+        let open = |&index: &usize| self.nodes[index].router.has_room() && !self.is_shut(index);
+        let idle: BTreeSet<&str> = self.alive().into_iter().filter(open).map(|index| self.nodes[index].model).collect();
         for (id, client) in &self.clients {
             let waits = client.ends == 0
                 && !client.left

@@ -3,7 +3,8 @@
 //! Helpers panic where a test can't go on, and say what was there instead. The suites are in `tests/`: `cluster` (one
 //! process, engines without weights), `processes` (the built binary and the embedded registry), `real_parts` (etcd,
 //! PyPI's openai client, Chromium: `./test --all` installs them), `faults` and `real_faults` (what goes wrong, and what must
-//! happen then: docs/reliability.md), `simulation` (ten thousand nodes under virtual time: docs/simulation.md).
+//! happen then: docs/reliability.md), `leaving` (what ends on purpose, under load), `real_version_faults` (this version with the
+//! one before it, which `./test --long` builds), `simulation` (ten thousand nodes under virtual time: docs/simulation.md).
 
 pub mod clients;
 pub mod cluster;

@@ -1,5 +1,10 @@
 //! Parts that leave while the tree is under load, as real processes: nothing is lost, and what runs finishes or goes on elsewhere.
 
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
 use banyan_tests::{
     Banyan, eventually,
     http::{Http, joined},
@@ -147,4 +152,91 @@ async fn a_move_under_load_moves_the_link_and_nothing_else() {
             assert_ne!(attempt["outcome"], "lost", "{why}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_rolling_restart_of_every_node_under_steady_load_fails_no_query() {
+    let grove = grove().await;
+    let mut nodes = Vec::new();
+    for (name, parent) in [("a", "root"), ("b", "a"), ("c", "a"), ("d", "root")] {
+        nodes.push((name, parent, grove.node(name, parent).await));
+    }
+    grove.ready().await;
+    let over = Arc::new(AtomicBool::new(false));
+    let clients = join_all((0..6).map(|_| {
+        let (http, over) = (grove.http, over.clone());
+        async move {
+            let mut asked = 0;
+            while !over.load(Ordering::Relaxed) {
+                count(http, 20).await;
+                asked += 1;
+            }
+            asked
+        }
+    }));
+    let load = tokio::spawn(clients);
+    let mut restarted = Vec::new();
+    for (name, parent, node) in nodes {
+        node.signal("TERM").await;
+        let left = node.finished().await;
+        assert_eq!(left.code, 0, "{name}: {}", left.err);
+        restarted.push(grove.node(name, parent).await);
+    }
+    grove.tree("all are where they belong", |nodes| nodes.iter().all(|node| node["attached"] == node["parent"])).await;
+    over.store(true, Ordering::Relaxed);
+    let asked = load.await.expect("every answer is complete");
+    assert!(asked.iter().all(|&asked| asked > 0), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_rolling_restart_of_every_api_under_steady_load_fails_no_query() {
+    let grove = grove().await;
+    let _a = grove.node("a", "root").await;
+    grove.ready().await;
+    let start = async || {
+        let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {}", grove.etcd));
+        let http = api.api().await;
+        let ready = || async move { http.try_get("/readyz").await.is_ok_and(|answer| answer.status.is_success()).then_some(()) };
+        eventually("the API is ready", ready).await;
+        (api, http)
+    };
+    let (first, second) = (start().await, start().await);
+    let known = Arc::new(Mutex::new(vec![first.1, second.1]));
+    let over = Arc::new(AtomicBool::new(false));
+    // As behind a load balancer: who is told to go elsewhere, or finds nobody, asks the next one.
+    let clients = join_all((0..4usize).map(|client| {
+        let (known, over) = (known.clone(), over.clone());
+        async move {
+            let mut asked = 0;
+            let body = json!({ "model": "fake", "prompt": "[[count 20]]", "max_tokens": 40, "stream": true });
+            while !over.load(Ordering::Relaxed) {
+                let apis = known.lock().expect("nobody panics with it").clone();
+                let mut answered = false;
+                for turn in 0..apis.len() {
+                    let http = apis[(client + asked + turn) % apis.len()];
+                    if let Ok(Ok(events)) = http.try_stream("/v1/completions", &body).await {
+                        let events = events.rest().await;
+                        assert!(joined(&events).ends_with("19 20"), "{events:?}");
+                        answered = true;
+                        break;
+                    }
+                }
+                assert!(answered, "no API took a query");
+                asked += 1;
+            }
+            asked
+        }
+    }));
+    let load = tokio::spawn(clients);
+    let mut restarted = Vec::new();
+    for (place, (api, _)) in [first, second].into_iter().enumerate() {
+        let (next, http) = start().await;
+        api.signal("TERM").await;
+        assert_eq!(api.finished().await.code, 0);
+        known.lock().expect("nobody panics with it")[place] = http;
+        restarted.push(next);
+    }
+    over.store(true, Ordering::Relaxed);
+    let asked = load.await.expect("every answer is complete");
+    assert!(asked.iter().all(|&asked| asked > 0), "{asked:?}");
 }

@@ -135,6 +135,26 @@ async fn stopping_lets_answers_finish() {
 }
 
 #[tokio::test]
+async fn stopping_tells_those_who_come_to_go_elsewhere() {
+    let go = std::sync::Arc::new(tokio::sync::Notify::new());
+    let wait = Step::Await(go.clone());
+    let limits = Limits { drain: Duration::from_secs(20), ..quick() };
+    let rig = Rig::start(move |_, _| vec![token(0, "a"), wait.clone(), crate::root::end(1)], limits).await;
+    let (address, body) = (rig.api.address(), json!({ "model": "tiny", "prompt": "a", "stream": true }));
+    let mut connection = rig.open("/v1/completions", &body).await;
+    connection.until("\"a\"").await;
+    let stopped = tokio::spawn(rig.api.stop());
+    while client::ask(address, "GET", "/readyz", &[], b"").await.status != 503 {}
+    assert_eq!(client::ask(address, "GET", "/livez", &[], b"").await.status, 200);
+    let late = client::ask(address, "POST", "/v1/completions", &[], body.to_string().as_bytes()).await;
+    assert_eq!((late.status, late.headers.contains_key("retry-after")), (503, true), "{late:?}");
+    go.notify_one();
+    connection.until("data: [DONE]").await;
+    stopped.await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
 async fn stopping_ends_the_rest_with_an_error() {
     let mut rig = rig(vec![token(0, "a"), Step::Hang]).await;
     let address = rig.api.address();
@@ -195,7 +215,7 @@ async fn stopping_lets_slow_readers_have_what_was_written() {
     let mut connection = rig.open("/v1/completions", &json!({ "model": "tiny", "prompt": "a" })).await;
     connection.until("\r\n").await;
     let stopped = tokio::spawn(rig.api.stop());
-    while TcpStream::connect(address).await.is_ok() {}
+    while client::ask(address, "GET", "/readyz", &[], b"").await.status != 503 {}
     let mut rest = Vec::new();
     connection.stream.read_to_end(&mut rest).await.unwrap();
     assert!(rest.len() > 19_000_000 && rest.ends_with(b"}"), "{} bytes", rest.len());

@@ -4,7 +4,11 @@ use banyan_proto::{NodeName, QueryId, v1};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Core, input, input::ChildLink, parcel::Parcel, parent::ancestry_down};
-use crate::{ledger, router, translate};
+use crate::{
+    ledger,
+    router::{self, Service},
+    translate,
+};
 
 /// Sets of models in one report: more than a tree has kinds of nodes, few enough that a faulty child costs little.
 const SETS_MAX: usize = 256;
@@ -18,6 +22,8 @@ pub(super) struct Child {
     pub(super) link: u64,
     pub(super) address: String,
     pub(super) nodes: u32,
+    /// As last reported.
+    pub(super) service: Option<Service>,
     pub(super) to: mpsc::Sender<v1::Down>,
 }
 
@@ -30,7 +36,7 @@ impl Core {
             return;
         }
         let event = router::Event::ChildJoined { child: link.name.clone() };
-        let child = Child { link: link.link, address: link.address, nodes: 0, to: link.to };
+        let child = Child { link: link.link, address: link.address, nodes: 0, service: None, to: link.to };
         // Fails only when the child has gone again, which its link will say.
         let _ = child.to.try_send(ancestry_down(self.ancestry_for_children()));
         self.children.insert(link.name, child);
@@ -57,6 +63,9 @@ impl Core {
         known.nodes = report.nodes;
         let capacity = report.capacity.into_iter().take(SETS_MAX).map(translate::capacity).collect();
         let service = translate::service(report.service.unwrap_or_default());
+        let before = known.service.replace(service).unwrap_or(service);
+        self.below.busy_us += service.busy_us.saturating_sub(before.busy_us);
+        self.below.tokens += service.tokens.saturating_sub(before.tokens);
         self.route(router::Event::ChildReported { child, received: report.received, capacity, service });
     }
 
@@ -85,6 +94,7 @@ impl Core {
         }
         // Dropping the sender ends the stream behind what is on its way, and that the child still reads.
         self.children.remove(&child);
+        self.end_relays_from(&child, true);
         self.route(router::Event::ChildLeft { child, orderly });
     }
 
@@ -101,6 +111,8 @@ impl Core {
         if self.children.remove(&child).is_none() {
             return;
         }
+        self.end_relays_from(&child, false);
+        self.tell_severed(&child);
         let sent = self.desk.as_ref().map(|desk| desk.sent_through(&child)).unwrap_or_default();
         self.route(router::Event::ChildLeft { child, orderly: false });
         for id in sent {

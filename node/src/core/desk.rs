@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     answers::{Denied, Reader, Remembered, Said},
     chunks,
-    input::{Ask, Attach, HolderLink, WhyFound},
+    input::{Ask, Attach, HolderLink, ToHolder, WhyFound},
     parcel::Parcel,
 };
 use crate::{
@@ -38,6 +38,8 @@ pub(super) struct Desk {
     pub(super) room_changed: bool,
     /// Streams of holders that can't keep up.
     broken: Vec<u64>,
+    /// For holders that hear from the root over the links.
+    relayed: Vec<(NodeName, u64, v1::Control)>,
     /// Clients that were found gone when they were told something.
     gone: Vec<(QueryId, u64)>,
     /// Refused for overload since that was last noted, and when it was.
@@ -66,6 +68,7 @@ impl Desk {
             holders: HashMap::new(),
             room_changed: false,
             broken: Vec::new(),
+            relayed: Vec::new(),
             gone: Vec::new(),
             overloaded: 0,
             noted: None,
@@ -172,7 +175,7 @@ impl Desk {
     /// Does what the ledger decided, but for sending.
     pub(super) fn act(&mut self, action: &Action, at_hand: &mut Option<v1::part::Kind>, now: Instant) {
         match action {
-            Action::Send { .. } => {}
+            Action::Send { .. } | Action::Pause { .. } => {}
             Action::Deliver { id } => {
                 if let Some(v1::part::Kind::Tokens(tokens)) = at_hand.take() {
                     self.tell(id, v1::answer::Kind::Tokens(tokens));
@@ -264,10 +267,14 @@ impl Desk {
             tracing::warn!(node = %link.name, "more nodes deliver than a root has room for");
             return;
         }
-        let welcome = v1::Welcome { epoch: self.ledger.epoch() };
-        // Fails only when the stream has ended again, which its reader will say.
-        let _ = link.to.try_send(v1::Control { kind: Some(v1::control::Kind::Welcome(welcome)) });
-        self.holders.insert(link.stream, link);
+        let (stream, welcome) = (link.stream, v1::Welcome { epoch: self.ledger.epoch() });
+        self.holders.insert(stream, link);
+        self.control(stream, v1::control::Kind::Welcome(welcome));
+    }
+
+    /// Whose stream it is.
+    pub(super) fn holder(&self, stream: u64) -> Option<&NodeName> {
+        self.holders.get(&stream).map(|link| &link.name)
     }
 
     pub(super) fn holder_gone(&mut self, stream: u64) -> bool {
@@ -369,6 +376,11 @@ impl Desk {
         std::mem::take(&mut self.broken)
     }
 
+    /// What is to be told over the links: to whom, on which stream.
+    pub(super) fn take_relayed(&mut self) -> Vec<(NodeName, u64, v1::Control)> {
+        std::mem::take(&mut self.relayed)
+    }
+
     pub(super) fn take_gone(&mut self) -> Vec<(QueryId, u64)> {
         std::mem::take(&mut self.gone)
     }
@@ -413,8 +425,14 @@ impl Desk {
 
     fn control(&mut self, stream: u64, kind: v1::control::Kind) {
         let Some(holder) = self.holders.get(&stream) else { return };
-        if holder.to.try_send(v1::Control { kind: Some(kind) }).is_err() {
-            self.broken.push(stream);
+        let control = v1::Control { kind: Some(kind) };
+        match &holder.to {
+            ToHolder::Links => self.relayed.push((holder.name.clone(), stream, control)),
+            ToHolder::Stream(to) => {
+                if to.try_send(control).is_err() {
+                    self.broken.push(stream);
+                }
+            }
         }
     }
 }

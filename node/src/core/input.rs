@@ -55,6 +55,29 @@ pub(crate) enum Input {
     },
     RootConnected {
         to: mpsc::Sender<v1::Delivery>,
+        /// Over the parents, because the straight way is cut.
+        relayed: bool,
+    },
+    /// The node's own stream over its parents begins.
+    OpenDetour {
+        number: u64,
+        controls: mpsc::Sender<v1::Control>,
+    },
+    /// A message on it, or its end.
+    Detour {
+        number: u64,
+        message: Option<Bytes>,
+    },
+    /// A message of a node's stream on its way up.
+    ChildRelay {
+        child: NodeName,
+        link: u64,
+        relay: v1::Relay,
+    },
+    /// A message on its way down.
+    ParentRelay {
+        link: u64,
+        relay: v1::Relay,
     },
     RootLost,
     Control(v1::Control),
@@ -74,6 +97,10 @@ pub(crate) enum Input {
     HolderJoined(HolderLink),
     HolderGone {
         stream: u64,
+    },
+    /// A node's link to its parent broke.
+    Severed {
+        node: NodeName,
     },
     Frame {
         stream: u64,
@@ -108,7 +135,7 @@ impl Input {
             v1::up::Kind::Report(report) => Input::ChildReport { child: child.clone(), link, report },
             v1::up::Kind::Inspected(inspected) => Input::Inspected { inspected: Box::new(inspected) },
             v1::up::Kind::Leaving(_) => Input::ChildLeaving { child: child.clone(), link },
-            v1::up::Kind::Relay(_) => return None,
+            v1::up::Kind::Relay(relay) => Input::ChildRelay { child: child.clone(), link, relay },
             // Said once, before the link was one.
             v1::up::Kind::Hello(_) => return None,
         })
@@ -118,6 +145,7 @@ impl Input {
     pub(crate) fn of_holder(stream: u64, delivery: v1::Delivery) -> Option<Input> {
         match delivery.kind? {
             v1::delivery::Kind::Frame(frame) => Some(Input::Frame { stream, frame }),
+            v1::delivery::Kind::Severed(severed) => Some(Input::Severed { node: severed.node.parse().ok()? }),
             v1::delivery::Kind::Hello(_) => None,
         }
     }
@@ -150,7 +178,14 @@ pub(crate) struct Attached {
 pub(crate) struct HolderLink {
     pub(crate) name: NodeName,
     pub(crate) stream: u64,
-    pub(crate) to: mpsc::Sender<v1::Control>,
+    pub(crate) to: ToHolder,
+}
+
+/// How a holder hears from the root.
+pub(crate) enum ToHolder {
+    Stream(mpsc::Sender<v1::Control>),
+    /// Over the links, as its deliveries come.
+    Links,
 }
 
 /// A question, and where its answer goes.
@@ -187,6 +222,8 @@ pub(crate) struct Snapshot {
     pub(crate) ancestry: Vec<String>,
     pub(crate) rooted: bool,
     pub(crate) draining: bool,
+    /// The parent over which answers go.
+    pub(crate) through: Option<String>,
     pub(crate) tokens: u64,
     pub(crate) waiting: u32,
     pub(crate) live: u32,
@@ -201,6 +238,7 @@ pub(crate) struct Handle {
     pub(super) inbox: mpsc::Sender<Input>,
     pub(super) leavers: mpsc::UnboundedSender<(QueryId, u64)>,
     pub(super) left: Arc<AtomicBool>,
+    pub(super) streams: Arc<AtomicU64>,
 }
 
 /// The task has ended: the node is stopping.
@@ -229,6 +267,11 @@ impl Handle {
     pub(crate) async fn drain(&self, deadline: Duration) -> Result<v1::Draining, Stopped> {
         let deadline = Instant::now() + deadline;
         self.request(|begun| Input::Drain { deadline, begun }).await
+    }
+
+    /// A number for one more Deliver stream, greater than all before.
+    pub(crate) fn next_stream(&self) -> u64 {
+        self.streams.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Whether the task ended because it was told to leave.

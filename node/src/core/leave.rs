@@ -41,9 +41,9 @@ impl Core {
             Some(leave) => leave.until = leave.until.min(until),
             None => {
                 self.leave = Some(Leave { until, children_until: self.now + CHILDREN, parting: Parting::NotYet });
-                self.route(router::Event::Draining);
-                // A root's children have nowhere to go as long as it reigns.
+                // A root goes on with what it owes, for which it needs its children; it only takes no new questions.
                 if self.desk.is_none() {
+                    self.route(router::Event::Draining);
                     self.tell_children_to_leave();
                 }
             }

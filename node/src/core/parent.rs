@@ -35,6 +35,7 @@ impl Core {
     pub(super) fn attached(&mut self, attached: Attached) {
         self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
         if let Some(old) = self.uplink.take() {
+            self.end_relays_up();
             old.part();
         }
         self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
@@ -83,11 +84,19 @@ impl Core {
             return;
         }
         let nodes = self.children.values().fold(1u32, |sum, child| sum.saturating_add(child.nodes));
+        let own = self.engine.as_mut().map(|work| work.service(self.now)).unwrap_or_default();
         let Some(uplink) = &self.uplink else { return };
+        let service = v1::Service {
+            busy_us: own.busy_us + self.below.busy_us,
+            tokens: own.tokens + self.below.tokens,
+            answered: own.answered,
+            failed: own.failed,
+        };
         let capacity = self.router.capacity().iter().map(translate::capacity_to_wire).collect();
-        let report = v1::Report { received: uplink.received, capacity, nodes, service: None };
+        let report = v1::Report { received: uplink.received, capacity, nodes, service: Some(service) };
         if uplink.to.try_send(v1::Up { kind: Some(v1::up::Kind::Report(report)) }).is_err() {
             self.uplink = None;
+            self.end_relays_up();
         }
     }
 
@@ -104,7 +113,12 @@ impl Core {
             Some((ticket, query)) if ticket.attempt.epoch < self.ancestry.epoch => {
                 tracing::info!(node = %self.name, query = %ticket.id, attempt = ?ticket.attempt, "refused, its root reigns no more");
                 if let Some(work) = &mut self.engine {
-                    work.act(&self.name, &Action::Refuse { id: ticket.id, because: Because::Disconnected }, Some(query));
+                    work.act(
+                        &self.name,
+                        &Action::Refuse { id: ticket.id, because: Because::Disconnected },
+                        Some(query),
+                        self.now,
+                    );
                 }
             }
             Some((ticket, query)) => self.route_with(router::Event::Arrived(ticket), Some(query)),

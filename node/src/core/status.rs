@@ -26,14 +26,15 @@ impl Core {
     pub(super) fn snapshot(&self) -> Snapshot {
         let children = self.children.iter().map(|(name, child)| {
             let (room, sent) = self.router.child(name).unwrap_or_default();
+            let (one_in, shut_us) = self.router.standing(name, self.now());
             v1::ChildStatus {
                 name: name.to_string(),
                 address: child.address.clone(),
                 room,
                 nodes: child.nodes,
                 sent,
-                one_in: 0,
-                shut_ms: 0,
+                one_in,
+                shut_ms: shut_us / 1000,
             }
         });
         Snapshot {
@@ -47,7 +48,8 @@ impl Core {
             ancestry: self.ancestry.ancestors.iter().map(|ancestor| ancestor.name.clone()).collect(),
             rooted: self.ancestry.epoch != 0,
             draining: self.is_leaving(),
-            tokens: self.engine.as_ref().map_or(0, |work| work.tokens),
+            through: self.uplink.as_ref().filter(|_| self.relayed).map(|uplink| uplink.parent.to_string()),
+            tokens: self.engine.as_ref().map_or(0, Work::tokens),
             waiting: self.desk.as_ref().map_or(0, |desk| desk.ledger.waiting() as u32),
             live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),
             epoch: self.ancestry.epoch,

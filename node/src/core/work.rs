@@ -1,13 +1,24 @@
 //! The queries that the node keeps, its engine, and the stream on which it delivers to the root.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::Duration,
+};
 
 use banyan_engine as engine;
 use banyan_proto::{Attempt, NodeName, QueryId, v1};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{chunks::Chunks, parcel::Parcel};
-use crate::{router::Action, translate};
+use crate::{
+    router::{Action, Service},
+    translate,
+};
+
+/// What was said so long ago has arrived, or its stream was found broken since: pings see to that.
+const UNSURE: Duration = Duration::from_secs(4);
+/// Parts of one frame when much is said at once: some hundred kilobytes.
+const PARTS_MAX: usize = 1024;
 
 /// Chunks of one answer that are kept for a root that comes next; beyond, it is computed again from where that one stands.
 const SAID_BYTES_MAX: usize = 4 << 20;
@@ -26,8 +37,12 @@ pub(super) struct Work {
     parts: Vec<v1::Part>,
     /// Answers that have ended and no root was told of.
     untold: usize,
-    /// Generated since the start.
-    pub(super) tokens: u64,
+    /// What was said lately, for another stream that takes over: the end of a broken one may not have arrived. The engine's
+    /// speed bounds it.
+    said: VecDeque<(Instant, v1::Part)>,
+    /// Counted since the start, until `counted_at`.
+    service: Service,
+    counted_at: Instant,
 }
 
 struct Kept {
@@ -45,7 +60,7 @@ struct Kept {
 }
 
 impl Work {
-    pub(super) fn new(engine: engine::Engine) -> Self {
+    pub(super) fn new(engine: engine::Engine, now: Instant) -> Self {
         Work {
             engine,
             kept: BTreeMap::new(),
@@ -54,8 +69,26 @@ impl Work {
             to: None,
             parts: Vec::new(),
             untold: 0,
-            tokens: 0,
+            said: VecDeque::new(),
+            service: Service::default(),
+            counted_at: now,
         }
+    }
+
+    /// How it served since the start.
+    pub(super) fn service(&mut self, now: Instant) -> Service {
+        self.pass_time(now);
+        self.service
+    }
+
+    /// Tokens that were generated since the start.
+    pub(super) fn tokens(&self) -> u64 {
+        self.service.tokens
+    }
+
+    fn pass_time(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(std::mem::replace(&mut self.counted_at, now));
+        self.service.busy_us += passed.as_micros() as u64 * self.sequences.len() as u64;
     }
 
     /// How the engine uses its KV memory.
@@ -73,12 +106,13 @@ impl Work {
     }
 
     /// Does what the router decided. Returns the query when it could not even start, so that its slot is free again.
-    pub(super) fn act(&mut self, us: &NodeName, action: &Action, query: Option<Parcel>) -> Option<QueryId> {
+    pub(super) fn act(&mut self, us: &NodeName, action: &Action, query: Option<Parcel>, now: Instant) -> Option<QueryId> {
         match action {
             Action::Execute { id } => {
                 if let Some(query) = query {
                     self.keep(us, *id, query, v1::Reason::Room);
                 }
+                self.pass_time(now);
                 return self.execute(*id);
             }
             Action::Queue { id } => {
@@ -110,20 +144,26 @@ impl Work {
             Action::Drop { id } => {
                 self.kept.remove(id);
             }
-            Action::Forward { .. } | Action::Report { .. } => {}
+            Action::Forward { .. } | Action::Report { .. } | Action::Judge { .. } => {}
         }
         None
     }
 
     /// Passes on what an engine step said. Returns the queries that left the engine.
-    pub(super) fn step(&mut self, step: engine::Step) -> Vec<QueryId> {
+    pub(super) fn step(&mut self, step: engine::Step, now: Instant) -> Vec<QueryId> {
+        self.pass_time(now);
         let mut ended = Vec::new();
         for output in step.outputs {
             let sequence = output.id();
             let Some(&id) = self.sequences.get(&sequence) else { continue };
             let Some(kept) = self.kept.get_mut(&id) else { continue };
             if let engine::Output::Tokens { tokens, .. } = &output {
-                self.tokens += tokens.len() as u64;
+                self.service.tokens += tokens.len() as u64;
+            }
+            match &output {
+                engine::Output::Finished { .. } => self.service.answered += 1,
+                engine::Output::Refused { refusal: engine::Refusal::Engine(_), .. } => self.service.failed += 1,
+                _ => {}
             }
             let last = output.is_last();
             let kind = translate::part_kind(output, self.engine.info()).filter(|_| !kept.silent);
@@ -150,26 +190,35 @@ impl Work {
         ended
     }
 
-    /// The way to the root is open: it hears of everything that is kept, and says where to go on or cancels what it gave to
-    /// others meanwhile.
-    pub(super) fn connected(&mut self, to: mpsc::Sender<v1::Delivery>) {
-        self.to = Some(to);
-        self.wait_for_the_root();
+    /// A way to the root is open: it hears of everything that is kept, and says where to go on or cancels what it gave to others
+    /// meanwhile. And it hears once more what was said lately of what has ended.
+    pub(super) fn connected(&mut self, to: mpsc::Sender<v1::Delivery>, now: Instant) {
+        self.wait_for_the_root(now);
         let ids: Vec<QueryId> = self.kept.iter().filter(|(_, kept)| !kept.silent).map(|(id, _)| *id).collect();
         for id in ids {
             self.say_holding(id);
         }
+        let mut parts = std::mem::take(&mut self.parts);
+        let ended = |part: &&v1::Part| {
+            let passing = matches!(part.kind, Some(v1::part::Kind::Holding(_) | v1::part::Kind::Progress(_)));
+            !passing && QueryId::from_wire(&part.id).is_ok_and(|id| !self.kept.contains_key(&id))
+        };
+        parts.extend(self.said.iter().map(|(_, part)| part).filter(ended).cloned());
+        self.to = Some(to);
+        while !parts.is_empty() {
+            let rest = parts.split_off(parts.len().min(PARTS_MAX));
+            self.send(std::mem::replace(&mut parts, rest));
+        }
     }
 
     /// There is no root: what runs goes on, and is kept for the next one.
-    pub(super) fn disconnected(&mut self) {
+    pub(super) fn disconnected(&mut self, now: Instant) {
         self.to = None;
-        self.wait_for_the_root();
+        self.wait_for_the_root(now);
     }
 
-    fn wait_for_the_root(&mut self) {
-        // An end that is on its way out when the stream breaks is lost with it, and computed again.
-        self.parts.clear();
+    fn wait_for_the_root(&mut self, now: Instant) {
+        self.remember(now);
         for kept in self.kept.values_mut() {
             kept.waits = true;
         }
@@ -217,11 +266,16 @@ impl Work {
     }
 
     /// Sends the parts as one frame. False when the root does not read: the stream is dropped.
-    pub(super) fn flush(&mut self) -> bool {
+    pub(super) fn flush(&mut self, now: Instant) -> bool {
         if self.parts.is_empty() {
             return true;
         }
-        let parts = std::mem::take(&mut self.parts);
+        let parts = self.parts.clone();
+        self.remember(now);
+        self.send(parts)
+    }
+
+    fn send(&mut self, parts: Vec<v1::Part>) -> bool {
         let Some(to) = &self.to else { return true };
         let frame = v1::Delivery { kind: Some(v1::delivery::Kind::Frame(v1::Frame { parts })) };
         if to.try_send(frame).is_err() {
@@ -229,6 +283,20 @@ impl Work {
             return false;
         }
         true
+    }
+
+    /// Says something that is about no query; where there is no way now it is not worth saying later.
+    pub(super) fn tell(&mut self, kind: v1::delivery::Kind) {
+        if let Some(to) = &self.to {
+            // A root that reads nothing is found out by the next frame.
+            let _ = to.try_send(v1::Delivery { kind: Some(kind) });
+        }
+    }
+
+    fn remember(&mut self, now: Instant) {
+        self.said.extend(self.parts.drain(..).map(|part| (now, part)));
+        let old = self.said.partition_point(|(at, _)| now.duration_since(*at) > UNSURE);
+        self.said.drain(..old);
     }
 
     /// The node is leaving: the root sends everything that is kept here elsewhere, and blames nobody.

@@ -52,6 +52,14 @@ impl Orphans {
         }
     }
 
+    /// Whether the node has said the same on a newer stream, which takes over from the one that this came on.
+    fn knows_newer(&self, id: &QueryId, claim: &Claim) -> bool {
+        self.0.get(id).is_some_and(|Orphan { claim: known, .. }| {
+            let same = known.attempt == claim.attempt && known.holder.name == claim.holder.name;
+            same && known.holder.stream > claim.holder.stream
+        })
+    }
+
     pub(super) fn contains(&self, id: &QueryId) -> bool {
         self.0.contains_key(id)
     }
@@ -96,6 +104,7 @@ impl Ledger {
             Some(entry) if earlier && entry.state == State::Waiting && entry.attempt.number == 0 => {
                 self.adopt(now, id, claim, actions);
             }
+            None if self.orphans.knows_newer(&id, &claim) => {}
             None if earlier && self.orphans.0.len() < ORPHANS_MAX => {
                 // Of two nodes that hold it, the one with the later attempt is nearer to its end.
                 // The same one again has begun to run meanwhile, or has a new stream.
@@ -271,6 +280,18 @@ mod tests {
         // One of this reign is nobody's at once.
         let ours = Attempt { epoch: 7, number: 1 };
         assert_eq!(feed(&mut ledger, 9 * SECOND, [claimed(1, ours, "a", 0)]), [cancel(1, ours, "a")]);
+    }
+
+    #[test]
+    fn what_comes_late_on_an_older_stream_of_the_node_changes_nothing() {
+        let newer = Holder { stream: holder("a").stream + 1000, ..holder("a") };
+        let again =
+            Event::Claimed { id: id(1), attempt: BEFORE, holder: newer.clone(), running: true, from: 0, trail: Vec::new() };
+        let mut ledger = ledger();
+        let late = [again, claimed(1, BEFORE, "a", 0), Event::HolderLost { stream: holder("a").stream }];
+        assert_eq!(feed(&mut ledger, 1, late), []);
+        let cancel = Action::Cancel { stream: newer.stream, id: id(1), attempt: BEFORE };
+        assert_eq!(feed(&mut ledger, 1 + ORPHAN_TIMEOUT_US, [Event::Tick]), [cancel]);
     }
 
     #[test]

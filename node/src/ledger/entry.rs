@@ -228,14 +228,29 @@ impl Entry {
         }
     }
 
-    /// The first to say so holds it; after that only the same stream may.
+    /// The first to say so holds it; after that only the same stream may, or a newer one of the same node, which takes over.
     pub(super) fn may_be_held_by(&self, holder: &Holder) -> bool {
         match self.state {
             State::Waiting | State::Ended => false,
             State::Sent | State::Queued | State::Running => {
-                self.holder.as_ref().is_none_or(|known| known.stream == holder.stream)
+                let takes_over = |known: &Holder| known.name == holder.name && known.stream < holder.stream;
+                self.holder.as_ref().is_none_or(|known| known.stream == holder.stream || takes_over(known))
             }
         }
+    }
+
+    /// Whether a newer stream of the same node has taken over: it says again what was still on its way on the old one.
+    pub(super) fn is_superseded(&self, attempt: Attempt, holder: &Holder) -> bool {
+        let newer = |known: &Holder| known.name == holder.name && known.stream > holder.stream;
+        self.attempt == attempt && self.holder.as_ref().is_some_and(newer)
+    }
+
+    /// What was said came on this stream. Gives the recall that the old one may have swallowed.
+    pub(super) fn follow(&mut self, holder: &Holder) -> Option<Action> {
+        let known = self.holder.as_mut().filter(|known| known.stream != holder.stream)?;
+        known.clone_from(holder);
+        let recalled = self.recalled && self.state == State::Queued;
+        recalled.then_some(Action::Recall { stream: holder.stream, id: self.id, attempt: self.attempt })
     }
 
     /// The current attempt ended.

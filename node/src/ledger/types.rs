@@ -233,6 +233,11 @@ pub enum Action {
         /// Running, else waiting.
         running: bool,
     },
+    /// Let a query wait although there may be room: too much is being sent again.
+    Pause {
+        /// Which.
+        id: QueryId,
+    },
     /// Tell a node to stop an attempt.
     Cancel {
         /// The node's stream.

@@ -264,3 +264,101 @@ fn a_query_for_any_model_runs_anywhere() {
     let mut leaf = leaf(1, 1);
     assert_eq!(leaf.feed([with(ask(1), |ticket| ticket.model = "".into())]), [Action::Execute { id: id(1) }]);
 }
+
+/// Two idle children with much room, under one router that hears of time.
+fn siblings() -> Router {
+    root(Routing::RoundRobin).with_child("a", 0, capacity("m", 99, 0, 99)).with_child("b", 0, capacity("m", 99, 0, 99))
+}
+
+fn served(child: &str, received: u64, service: Service) -> Event {
+    Event::ChildReported { child: name(child), received, capacity: capacity("m", 99, 0, 99), service }
+}
+
+fn verdicts(actions: Vec<Action>) -> Vec<Verdict> {
+    let verdict = |action| match action {
+        Action::Judge { verdict, .. } => Some(verdict),
+        _ => None,
+    };
+    actions.into_iter().filter_map(verdict).collect()
+}
+
+#[test]
+fn a_child_behind_a_slow_link_lets_turns_go_by_and_gets_them_back() {
+    let mut root = siblings();
+    let mut sent = [0u64; 2];
+    let mut now = 0;
+    let mut rounds = |root: &mut Router, delays_us: [u64; 2], sent: &mut [u64; 2]| {
+        let before = *sent;
+        let mut news = Vec::new();
+        for number in 0..64u128 {
+            let actions = root.handle(now, ask(u128::from(now) + number));
+            let [(child, _)] = to(&actions)[..] else { panic!("{actions:?}") };
+            let index = usize::from(child == "b");
+            sent[index] += 1;
+            let report = served(["a", "b"][index], sent[index], Service::default());
+            root.handle(now + delays_us[index], report);
+            now += 1_000_000;
+            news.extend(verdicts(root.handle(now, Event::Tick)));
+        }
+        ([sent[0] - before[0], sent[1] - before[1]], news)
+    };
+    assert_eq!(rounds(&mut root, [1000, 1000], &mut sent), ([32, 32], vec![]), "equals take turns");
+    let (share, news) = rounds(&mut root, [1000, 500_000], &mut sent);
+    assert!(share[1] * 3 < share[0], "{share:?}");
+    assert!(matches!(news[..], [Verdict::Turns { one_in: 2.., .. }]), "{news:?}");
+    rounds(&mut root, [1000, 1000], &mut sent);
+    let (share, news) = rounds(&mut root, [1000, 1000], &mut sent);
+    assert_eq!((share, news), ([32, 32], vec![]));
+}
+
+#[test]
+fn a_child_whose_engine_is_slow_gets_less_but_all_that_nobody_else_can_take() {
+    let mut root = siblings();
+    for number in 1..=4 {
+        let service = |pace_us| Service { busy_us: number * 100 * pace_us, tokens: number * 100, answered: number, failed: 0 };
+        root.handle(number, served("a", 0, service(10_000)));
+        root.handle(number, served("b", 0, service(40_000)));
+    }
+    let [Verdict::Turns { one_in: 4, pace_us: 40_000, .. }] = verdicts(root.handle(5, Event::Tick))[..] else { panic!() };
+    let actions: Vec<Action> = (0..20).flat_map(|number| root.handle(6, ask(number))).collect();
+    let share = to(&actions).iter().filter(|(child, _)| *child == "b").count();
+    assert_eq!(share, 4, "one turn in four");
+    root.handle(
+        7,
+        Event::ChildReported { child: name("a"), received: 16, capacity: capacity("m", 0, 0, 99), service: Service::default() },
+    );
+    let actions: Vec<Action> = (20..30).flat_map(|number| root.handle(8, ask(number))).collect();
+    assert!(to(&actions).iter().all(|&(child, choice)| (child, choice) == ("b", Choice::Room)), "{actions:?}");
+}
+
+#[test]
+fn a_child_that_fails_again_and_again_is_passed_over_for_longer_and_longer_until_a_trial_succeeds() {
+    let mut root = siblings();
+    let failures = |failed| Service { failed, ..Service::default() };
+    root.handle(0, served("b", 0, failures(0)));
+    assert_eq!(verdicts(root.handle(0, served("b", 0, failures(6)))), []);
+    let mut now = 1;
+    let mut spans = Vec::new();
+    for round in 0..4u64 {
+        let [Verdict::Shut { for_us }] = verdicts(root.handle(now, served("b", round, failures(7 + round))))[..] else {
+            panic!()
+        };
+        spans.push(for_us);
+        let actions: Vec<Action> = (0..4).flat_map(|number| root.handle(now, ask(number))).collect();
+        assert!(to(&actions).iter().all(|(child, _)| *child == "a"), "{actions:?}");
+        assert_eq!(capacity::total(&root.capacity(), "m", |set| set.slots), 198, "its model is still served");
+        root.handle(now, served("a", (round + 1) * 7, Service::default()));
+        now += for_us;
+        assert_eq!(verdicts(root.handle(now, Event::Tick)), [Verdict::Trial]);
+        let actions: Vec<Action> = (0..4).flat_map(|number| root.handle(now, ask(number))).collect();
+        assert_eq!(to(&actions).iter().filter(|(child, _)| *child == "b").count(), 1, "{actions:?}");
+        now += 1;
+    }
+    assert!(spans.windows(2).all(|two| two[0] < two[1]), "{spans:?}");
+    // It was restarted, and its record stays until it has answered something.
+    root.handle(now, Event::ChildLeft { child: name("b"), orderly: true });
+    root.feed([Event::ChildJoined { child: name("b") }]);
+    root.handle(now, served("b", 0, Service::default()));
+    let works = Service { answered: 1, ..Service::default() };
+    assert_eq!(verdicts(root.handle(now, served("b", 1, works))), [Verdict::Open]);
+}

@@ -13,14 +13,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::{self, AnswerStream, Ask, Attach, Handle, HolderLink, Input};
+use crate::core::{self, AnswerStream, Ask, Attach, Handle, HolderLink, Input, ToHolder};
 
 /// What questions may take that the node's task has not looked at yet, in KiB: a burst of the largest.
 const UNSEEN_KIB_MAX: usize = 64 << 10;
 
 pub(crate) struct RootService {
     core: Handle,
-    streams: AtomicU64,
     asks: AtomicU64,
     unseen: Arc<Semaphore>,
 }
@@ -28,7 +27,7 @@ pub(crate) struct RootService {
 impl RootService {
     pub(crate) fn new(core: Handle) -> Self {
         let unseen = Arc::new(Semaphore::new(UNSEEN_KIB_MAX));
-        RootService { core, streams: AtomicU64::new(0), asks: AtomicU64::new(0), unseen }
+        RootService { core, asks: AtomicU64::new(0), unseen }
     }
 }
 
@@ -89,8 +88,9 @@ impl Root for RootService {
         };
         let name: NodeName =
             hello.node.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
-        let stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        let stream = self.core.next_stream();
         let (to, outbox) = mpsc::channel(core::OUTBOX);
+        let to = ToHolder::Stream(to);
         self.core.tell(Input::HolderJoined(HolderLink { name, stream, to })).await.map_err(|_| stopping())?;
         tokio::spawn(read(self.core.clone(), stream, deliveries));
         let controls = futures::StreamExt::map(ReceiverStream::new(outbox), Ok);
