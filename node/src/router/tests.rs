@@ -1,4 +1,4 @@
-//! The rule, sentence by sentence. Random trees are in `tests/tree.rs`.
+//! The rule, sentence by sentence. Random trees are in `tests/tree`.
 
 use super::*;
 

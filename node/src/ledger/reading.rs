@@ -1,0 +1,91 @@
+//! What the ledger tells of its accounts to whoever asks.
+
+use banyan_proto::{Attempt, QueryId};
+
+use super::{Hop, Ledger, Settings, Way, entry::Entry};
+
+impl Ledger {
+    /// Queries that are not ended.
+    pub fn live(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether a query is not ended.
+    pub fn is_live(&self, id: &QueryId) -> bool {
+        self.entries.contains_key(id)
+    }
+
+    /// Queries that wait at the root.
+    pub fn waiting(&self) -> usize {
+        self.lanes.len() + self.suspects.len() + self.paused.len() + self.unclaimed.len()
+    }
+
+    /// Queries that nodes hold since an earlier reign, and nobody has asked for yet.
+    pub fn orphans(&self) -> usize {
+        self.orphans.len()
+    }
+
+    /// Whether a node holds it since an earlier reign, and nobody has asked for it yet.
+    pub fn is_orphan(&self, id: &QueryId) -> bool {
+        self.orphans.contains(id)
+    }
+
+    /// The root's reign.
+    pub fn epoch(&self) -> u64 {
+        self.settings.epoch
+    }
+
+    /// The tokens that a query's client has, and what is left of its time at `now` in microseconds: what a new attempt takes
+    /// along.
+    pub fn delivered(&self, id: &QueryId, now: u64) -> Option<(&[u32], u64)> {
+        let entry = self.entries.get(id)?;
+        Some((&entry.tokens, entry.deadline.saturating_sub(now)))
+    }
+
+    /// Whether an engine died or failed with a query that has not got past that point since.
+    pub fn is_suspect(&self, id: &QueryId) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.suspect)
+    }
+
+    /// The current attempt at a live query.
+    pub fn attempt(&self, id: &QueryId) -> Option<Attempt> {
+        self.entries.get(id).map(|entry| entry.attempt)
+    }
+
+    /// The nodes that the current attempt came through, as its holder said.
+    pub fn trail(&self, id: &QueryId) -> &[Hop] {
+        self.entries.get(id).map_or(&[], Entry::trail)
+    }
+
+    /// How long a query lay at the root before its current attempt was sent at `now`, in microseconds.
+    pub fn waited(&self, id: &QueryId, now: u64) -> Option<u64> {
+        self.entries.get(id).map(|entry| now.saturating_sub(entry.waiting_since))
+    }
+
+    /// What this ledger was built from.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The way of a live or recently ended query.
+    pub fn way(&self, id: &QueryId) -> Option<Way> {
+        self.entries.get(id).map(Entry::way).or_else(|| self.ways.get(id).cloned())
+    }
+
+    /// The queries, live and recently ended, whose id begins so.
+    pub fn ids_with_prefix(&self, prefix: &str) -> Vec<QueryId> {
+        let live = self.entries.keys().copied();
+        let matching = live.chain(self.ways.ids()).filter(|id| id.to_string().starts_with(prefix));
+        // Two are as ambiguous as many; one that was asked twice is one.
+        let mut found: Vec<QueryId> = Vec::new();
+        for id in matching {
+            if !found.contains(&id) {
+                found.push(id);
+            }
+            if found.len() == 2 {
+                break;
+            }
+        }
+        found
+    }
+}
