@@ -242,22 +242,23 @@ impl Answer {
     }
 
     fn reference(&self) -> v1::AnswerRef {
-        v1::AnswerRef { id: self.query.id.to_wire(), owner: self.query.owner.clone() }
+        v1::AnswerRef { id: self.query.id.to_wire(), owner: self.query.owner.clone(), following: 0 }
     }
 
     fn question(&self) -> v1::Question {
         let remaining = self.query.deadline.saturating_duration_since(Instant::now());
+        let header = v1::Header {
+            id: self.query.id.to_wire(),
+            owner: self.query.owner.clone(),
+            model: self.query.model.clone(),
+            remaining_ms: remaining.as_millis().try_into().unwrap_or(u64::MAX),
+            priority: self.query.priority,
+            tokens_max: self.query.tokens_max,
+            returning: self.query.returning,
+            ..Default::default()
+        };
         v1::Question {
-            header: Some(v1::Header {
-                id: self.query.id.to_wire(),
-                owner: self.query.owner.clone(),
-                model: self.query.model.clone(),
-                remaining_ms: remaining.as_millis().try_into().unwrap_or(u64::MAX),
-                priority: self.query.priority,
-                tokens_max: self.query.tokens_max,
-                returning: self.query.returning,
-                ..Default::default()
-            }),
+            header: header.encode_to_vec().into(),
             payload: self.payload.clone(),
             delivered: self.said.clone(),
             again: self.asked,

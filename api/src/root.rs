@@ -131,7 +131,20 @@ impl Roots {
     /// Asks the root of a tree.
     pub(crate) async fn ask(&self, tree: &NodeName, question: v1::Question) -> Result<Answering, AskError> {
         let link = self.link(tree)?;
-        self.answering(tree, link.clone(), client(link.channel).ask(question)).await
+        let (address, mut client) = (link.address.clone(), client(link.channel.clone()));
+        tokio::select! {
+            answering = self.answering(tree, link, client.ask(question)) => answering,
+            () = self.succeeded(tree, &address) => Err(AskError::Silent { address }),
+        }
+    }
+
+    /// Waits until another root has taken the place of the one at that address: nobody need wait for it any longer.
+    async fn succeeded(&self, tree: &NodeName, address: &str) {
+        let other = |view: &Arc<View>| view.roots.get(tree).is_some_and(|root| root.address != address);
+        if self.view.clone().wait_for(other).await.is_err() {
+            // The registry's handle is gone, and with it what this could see.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Attaches to an answer of which only the id is known, at whichever root has it.

@@ -44,7 +44,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
-    let registry = stop.unless(args.registry.connect()).await?;
+    let registry = stop.unless(args.registry.connect_patiently()).await?;
     if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
         return Err(Failure::told(Code::Usage, "one request takes at most 6MiB, and all together no less than one")
             .hint("--body-bytes 4MiB --bodies-bytes 256MiB is the default"));

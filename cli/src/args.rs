@@ -2,11 +2,14 @@
 
 use std::{str::FromStr, time::Duration};
 
-use banyan_etcd::{Config, Registry};
+use banyan_etcd::{Config, ConnectError, Registry};
 use banyan_node::LaneLimits;
 use banyan_proto::NodeName;
 
-use crate::exit::Failure;
+use crate::{exit::Failure, output};
+
+/// Between two tries, each of which lasts as long as the registry is given to answer.
+const REGISTRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where the registry is.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +31,23 @@ pub(crate) struct RegistryArgs {
 impl RegistryArgs {
     pub(crate) async fn connect(&self) -> Result<Registry, Failure> {
         Ok(Registry::connect(Config::new(self.endpoints.clone(), self.cluster.clone())).await?)
+    }
+
+    /// For whoever joins: while nobody answers it waits, and says so once. Its supervisor could do no better, and the registry may
+    /// be away for a while only.
+    pub(crate) async fn connect_patiently(&self) -> Result<Registry, Failure> {
+        let mut told = false;
+        loop {
+            match Registry::connect(Config::new(self.endpoints.clone(), self.cluster.clone())).await {
+                Err(error @ ConnectError::Unavailable { .. }) => {
+                    if !std::mem::replace(&mut told, true) {
+                        output::note(&format!("{error}; waiting for it"));
+                    }
+                    tokio::time::sleep(REGISTRY_PAUSE).await;
+                }
+                connected => return Ok(connected?),
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod answers;
 mod children;
 mod chunks;
 mod desk;
+mod early;
 mod holding;
 mod input;
 mod leave;
@@ -283,7 +284,7 @@ impl Core {
             Input::Control(control) => self.control(control),
             Input::Ask(ask) => self.ask(*ask),
             Input::Attach(attach) => self.attach_reader(attach),
-            Input::CancelAnswer { id, owner } => self.cancel_answer(id, &owner),
+            Input::CancelAnswer { id, owner, early } => self.cancel_answer(id, &owner, early),
             Input::Reign { epoch } => self.reign(epoch),
             Input::StepDown => self.step_down(),
             Input::HolderJoined(link) => self.holder_joined(link),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use banyan_etcd::Registration;
+use banyan_etcd::{Registration, View};
 use banyan_proto::{NodeName, VERSION, v1};
 use tokio::{
     sync::{Mutex, watch},
@@ -13,7 +13,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     core::{Handle, Input},
-    translate,
+    standby, translate,
 };
 
 /// What the whole tree gets to answer a question …
@@ -51,6 +51,8 @@ pub(crate) struct Inspector {
     pub(crate) registered: watch::Receiver<bool>,
     /// The wanted parent; roots have none.
     pub(crate) wanted: Option<watch::Sender<NodeName>>,
+    /// What the registry knows.
+    pub(crate) view: watch::Receiver<Arc<View>>,
     /// What `grpc.health.v1` says.
     pub(crate) health: HealthReporter,
 }
@@ -174,9 +176,11 @@ impl Inspector {
         }
     }
 
-    /// Begins to leave. What was begun is finished by the node's task.
+    /// Begins to leave. What was begun is finished by the node's task. A root with a standby has nothing to finish: nodes go on with
+    /// what they run, and APIs ask the next root behind what they have.
     pub(crate) async fn drain_here(&self, deadline: Duration) -> Result<v1::Draining, Unanswered> {
         self.health.set_service_status("", ServingStatus::NotServing).await;
+        let deadline = if self.hand_over().await? { Duration::ZERO } else { deadline };
         let draining = self.core.drain(deadline).await.map_err(|_| Unanswered::Stopped)?;
         let (core, registration) = (self.core.clone(), self.registration.clone());
         tokio::spawn(async move {
@@ -189,6 +193,21 @@ impl Inspector {
         });
         tracing::info!(node = %self.facts.name, running = draining.running, deadline_s = deadline.as_secs(), "about to leave");
         Ok(draining)
+    }
+
+    /// Gives the tree to a standby that waits for it: first this root says no more, then its place is free. False when there is
+    /// nobody to give it to, or no reign.
+    async fn hand_over(&self) -> Result<bool, Unanswered> {
+        if !self.facts.root {
+            return Ok(false);
+        }
+        let view = self.view.borrow().clone();
+        let Some(successor) = standby::successor(&view, &self.facts.tree, &self.facts.name).await else { return Ok(false) };
+        let Some(registration) = self.registration.lock().await.take() else { return Ok(false) };
+        tracing::info!(node = %self.facts.name, %successor, "hands its reign over");
+        self.core.tell(Input::StepDown).await.map_err(|_| Unanswered::Stopped)?;
+        registration.leave().await;
+        Ok(true)
     }
 
     /// The way of a query; only a root knows.

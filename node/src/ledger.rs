@@ -89,6 +89,8 @@ pub struct Ledger {
     /// Asked again, and waiting for the node that holds them, the oldest first; until then.
     unclaimed: BTreeSet<(u64, QueryId)>,
     claims_until: u64,
+    /// Whether another root reigned before: somebody told of it.
+    succeeds: bool,
     orphans: Orphans,
     accepted: u64,
     /// What the payloads and the delivered tokens of all entries take.
@@ -117,6 +119,7 @@ impl Ledger {
             recalling: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
             claims_until: 0,
+            succeeds: false,
             orphans: Orphans::default(),
             accepted: 0,
             live_bytes: 0,
@@ -134,9 +137,13 @@ impl Ledger {
         let mut actions = Vec::new();
         match event {
             Event::Asked(asked) => self.ask(now, asked, &mut actions),
-            Event::AskedAgain { asked, delivered } => self.ask_again(now, asked, delivered, &mut actions),
+            Event::AskedAgain { asked, delivered } => {
+                self.succeeds = true;
+                self.ask_again(now, asked, delivered, &mut actions);
+            }
             Event::Reigned { epoch } => self.settings.epoch = epoch,
             Event::Claimed { id, attempt, holder, running, from, trail } => {
+                self.succeeds |= attempt.epoch < self.settings.epoch;
                 self.streams.insert(holder.stream, now);
                 self.forgive(id, attempt, &holder);
                 self.claim(now, id, Claim { attempt, holder, running, from, trail }, &mut actions);
@@ -259,7 +266,9 @@ impl Ledger {
 
     fn ask(&mut self, now: u64, asked: Asked, actions: &mut Vec<Action>) {
         let id = asked.id;
-        let hopeless = !asked.model.is_empty() && !self.room.is_empty() && !self.known.contains(&asked.model);
+        // Nodes of a tree that was taken over come one after the other.
+        let arriving = self.succeeds && now < self.claims_until;
+        let hopeless = !asked.model.is_empty() && !self.room.is_empty() && !self.known.contains(&asked.model) && !arriving;
         if hopeless {
             actions.push(Action::Fail { id, failure: self.unknown_model() });
             self.ways.push(Way::refused(&asked, "no node serves its model"));

@@ -16,7 +16,7 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, mpsc, watch},
     task::JoinHandle,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic_health::{
@@ -44,6 +44,8 @@ const WARM_UP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The name of a node that died without a word is free when its lease has ended; this is longer than any lease should be.
 const GHOST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two tries to register at a registry that does not answer.
+const REGISTRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often its lease is looked at meanwhile.
 const GHOST_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -196,6 +198,7 @@ impl Node {
             registered: registration.registered(),
             registration: Arc::new(Mutex::new(Some(registration))),
             wanted,
+            view: registry.watch(),
             health,
         });
         let server = serve(&config, &registry, &inspector, health_service, listener, cancel.clone()).await?;
@@ -331,12 +334,12 @@ async fn warm_up(engine: &Engine, steps: &mut mpsc::Receiver<Step>) -> Result<()
     answered.map_err(|source| StartError::Silent { source })
 }
 
-/// Registers, and waits for the parent where it is not there yet.
+/// Registers, and waits for the registry where that is away, and for the parent where it is not there yet.
 async fn register(config: &Config, registry: &Registry, member: Member) -> Result<Registration, StartError> {
-    let deadline = Instant::now() + config.parent_timeout;
+    let mut parent_until = None;
     let own_ghost = Instant::now() + GHOST_TIMEOUT;
     let mut view = registry.watch();
-    let mut told = false;
+    let (mut told, mut told_away) = (false, false);
     loop {
         match registry.register(member.clone()).await {
             Ok(registration) => return Ok(registration),
@@ -345,6 +348,7 @@ async fn register(config: &Config, registry: &Registry, member: Member) -> Resul
                     tracing::info!(node = %config.name, %parent, timeout_s = config.parent_timeout.as_secs(), "the parent is not there yet, waiting for it");
                     told = true;
                 }
+                let deadline = *parent_until.get_or_insert_with(|| Instant::now() + config.parent_timeout);
                 let appeared = timeout_at(deadline, view.wait_for(|view| view.is_there(&parent, &config.tree)));
                 match appeared.await {
                     Ok(Ok(_)) => {}
@@ -365,6 +369,13 @@ async fn register(config: &Config, registry: &Registry, member: Member) -> Resul
                         tracing::debug!(node = %config.name, %error, "can't look at the earlier life's lease");
                     }
                 }
+            }
+            // Each try has waited for an answer already.
+            Err(error @ RegisterError::Unavailable { .. }) => {
+                if !std::mem::replace(&mut told_away, true) {
+                    tracing::warn!(node = %config.name, %error, "can't register, trying on");
+                }
+                sleep(REGISTRY_PAUSE).await;
             }
             Err(source) => return Err(StartError::Register { name: config.name.clone(), source }),
         }

@@ -3,13 +3,13 @@
 //! Two roots never answer for one reign, whatever is guessed here: the place is taken by one transaction, its number fences
 //! all that the former root sent, and nodes and APIs follow the registry. What a wrong guess would cost is a pause. So these
 //! count as dead: a root whose key is gone and that does not answer (a lost lease alone is no death; a live root takes its
-//! key again); one whose address refuses, as the host of a killed process does at once; and one that is silent and has let a
-//! renewal of its lease pass as well, so that neither we nor the registry hear of it. While a node below it still hears it,
-//! it is only we who don't.
+//! key again); one whose address refuses, as the host of a killed process does at once; and one that is silent to us and to all
+//! nodes below it that can be asked, or, where none can, to us and to the registry: it has let a renewal of its lease pass. While
+//! a node below it still hears it, it is only we who don't.
 
 use std::{sync::Arc, time::Duration};
 
-use banyan_etcd::{Registration, Registry, Role, Root, View};
+use banyan_etcd::{Member, Registration, Registry, Role, Root, View};
 use banyan_proto::{
     NodeName, dial,
     v1::{self, inspect_client::InspectClient},
@@ -66,10 +66,20 @@ struct Signs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Alive,
-    /// Dead if no node hears it; with `lapsed`, and if its lease missed a renewal.
+    /// Dead if no node hears it; with `lapsed`, where none can be asked, if its lease missed a renewal as well.
     Dead {
         lapsed: bool,
     },
+}
+
+/// What nodes below a root say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Yes,
+    No,
+    NobodyToAsk,
+    /// Those that could say so do not answer.
+    Unknown,
 }
 
 fn judge(signs: Signs) -> Verdict {
@@ -178,8 +188,14 @@ impl Throne {
     }
 
     async fn evict(&self, root: &Root, view: &View, lapsed: bool) -> bool {
-        let Some(known) = self.is_heard(root, view).await else { return false };
-        match self.registry.evict_root(&self.tree, root, lapsed || !known).await {
+        let lapsed = match self.is_heard(root, view).await {
+            Heard::Yes => return false,
+            // Whatever the registry has of it, a root that reaches nobody below is none.
+            Heard::No => false,
+            Heard::NobodyToAsk => lapsed,
+            Heard::Unknown => true,
+        };
+        match self.registry.evict_root(&self.tree, root, lapsed).await {
             Ok(evicted) => evicted,
             Err(error) => {
                 tracing::debug!(node = %self.name, %error, "can't look at the root's key");
@@ -188,21 +204,24 @@ impl Throne {
         }
     }
 
-    /// Asks nodes below the root. None when one of them hears it, else whether anybody could say so.
-    async fn is_heard(&self, root: &Root, view: &View) -> Option<bool> {
+    /// Asks nodes below the root whether they hear it.
+    async fn is_heard(&self, root: &Root, view: &View) -> Heard {
         let below = view.members.values().filter(|member| {
             member.role == Role::Node
                 && member.tree == self.tree
                 && member.parent.as_ref().is_some_and(|name| root.is_called(name))
         });
         let asked: Vec<_> = below.take(WITNESSES_MAX).map(|member| status(channel(&member.address))).collect();
-        let nobody = asked.is_empty();
+        if asked.is_empty() {
+            return Heard::NobodyToAsk;
+        }
         let answers: Vec<v1::NodeStatus> = join_all(asked).await.into_iter().flatten().collect();
         let hears = |status: &v1::NodeStatus| status.attached == root.name.as_str() && status.epoch == root.epoch;
-        if answers.iter().any(hears) {
-            return None;
+        match answers.iter().any(hears) {
+            true => Heard::Yes,
+            false if answers.is_empty() => Heard::Unknown,
+            false => Heard::No,
         }
-        Some(nobody || !answers.is_empty())
     }
 
     async fn take(&self, before: Option<&Root>) -> bool {
@@ -220,6 +239,19 @@ impl Throne {
             }
         }
     }
+}
+
+/// Who takes the tree when its root leaves now: a standby that answers. None as well where the registry is away, for then nobody
+/// could take it, or where another one reigns.
+pub(crate) async fn successor(view: &View, tree: &NodeName, us: &NodeName) -> Option<NodeName> {
+    let reigns = view.roots.get(tree).is_some_and(|root| root.name == *us);
+    if !view.live || !reigns {
+        return None;
+    }
+    let waits = |member: &&Member| member.role == Role::Standby && member.tree == *tree && member.name != *us;
+    let asked = view.members.values().filter(waits).take(WITNESSES_MAX).map(|member| status(channel(&member.address)));
+    let answers = join_all(asked).await;
+    answers.into_iter().flatten().find(|status| status.state == "standby").and_then(|status| status.name.parse().ok())
 }
 
 /// A root that is looked at from outside.

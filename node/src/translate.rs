@@ -27,9 +27,18 @@ pub(crate) fn ticket(header: &v1::Header) -> Option<Ticket> {
     })
 }
 
+/// A question's header, where it can be read.
+pub(crate) fn header(question: &v1::Question) -> Option<v1::Header> {
+    v1::Header::decode(question.header.clone()).ok()
+}
+
+/// Which query it is about.
+pub(crate) fn asked_id(question: &v1::Question) -> Option<QueryId> {
+    QueryId::from_wire(&header(question)?.id).ok()
+}
+
 /// What the ledger needs of a question.
-pub(crate) fn asked(question: &v1::Question) -> Option<ledger::Asked> {
-    let header = question.header.as_ref()?;
+pub(crate) fn asked(header: &v1::Header, question: &v1::Question) -> Option<ledger::Asked> {
     Some(ledger::Asked {
         id: QueryId::from_wire(&header.id).ok()?,
         owner: header.owner.as_str().into(),

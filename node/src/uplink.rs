@@ -7,7 +7,7 @@ pub mod search;
 
 use std::{sync::Arc, time::Duration};
 
-use banyan_etcd::{Registry, View};
+use banyan_etcd::{Registry, Root, View};
 use banyan_proto::{NodeName, VERSION, dial, v1, v1::tree_client::TreeClient};
 use futures::{FutureExt as _, future::BoxFuture};
 use rand::Rng as _;
@@ -79,7 +79,12 @@ impl Uplink {
                     let wanted = self.wanted.borrow_and_update().clone();
                     let order = search.candidates(&wanted, &view.borrow());
                     let (first, begun) = (order.first().cloned(), Instant::now());
-                    let joined = self.us.clone().join(order, search.is_fresh(), false).await;
+                    let root = view.borrow_and_update().roots.get(&self.tree).cloned();
+                    let joined = tokio::select! {
+                        joined = self.us.clone().join(order, search.is_fresh(), false) => joined,
+                        // Whoever is silent need not be waited for while the tree has another root: that one is where all lead to.
+                        Ok(_) = view.wait_for(|view| is_other(view, &self.tree, root.as_ref())) => continue,
+                    };
                     if let Some(first) = first.filter(|_| joined.is_none()) {
                         search.failed(&first, begun.elapsed());
                     }
@@ -110,7 +115,7 @@ impl Uplink {
                 tokio::select! {
                     () = jitter(pause) => {}
                     // A new root need not be waited for.
-                    Ok(_) = view.wait_for(|view| view.roots.get(&self.tree).is_some_and(|now| Some(now) != root.as_ref())) => {}
+                    Ok(_) = view.wait_for(|view| is_other(view, &self.tree, root.as_ref())) => {}
                 }
             }
         }
@@ -331,6 +336,11 @@ impl Identity {
         }
         Ok(Joined { parent, stream, to, ancestry })
     }
+}
+
+/// Whether the tree has a root, and another one than before.
+fn is_other(view: &View, tree: &NodeName, before: Option<&Root>) -> bool {
+    view.roots.get(tree).is_some_and(|now| Some(now) != before)
 }
 
 /// Reads a link to its end that another one took over from: the queries that were on their way are taken as well.

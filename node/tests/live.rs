@@ -44,7 +44,8 @@ async fn ask(mut root: RootClient<tonic::transport::Channel>, number: u64, token
         tokens_max: tokens,
         ..Default::default()
     };
-    let question = v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() };
+    let question =
+        v1::Question { header: header.encode_to_vec().into(), payload: generation.encode_to_vec().into(), ..Default::default() };
     let mut answers = root.ask(question).await.unwrap().into_inner();
     let (mut text, mut positions) = (String::new(), Vec::new());
     while let Some(answer) = answers.message().await.unwrap() {
@@ -124,6 +125,28 @@ async fn a_recorded_live_run_replays_to_exactly_its_actions() {
     for recording in &plans {
         scheduler::replay(recording.limits().unwrap(), &recording.records()).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_cancel_that_overtakes_its_question_ends_it_when_it_comes() {
+    let server = Server::start(loopback().await, None).await.unwrap();
+    let config = banyan_etcd::Config::new(vec![format!("http://{}", server.address())], name("test"));
+    let registry = Registry::connect(config).await.unwrap();
+    let root = Node::start(Config::root(name("root")), registry, None, loopback().await).await.unwrap();
+    let mut client = RootClient::connect(format!("http://{}", root.address())).await.unwrap();
+
+    let (id, owner) = (QueryId::new().to_wire(), "o".to_owned());
+    client.cancel(v1::AnswerRef { id: id.clone(), owner: owner.clone(), following: 0 }).await.unwrap();
+    let header = v1::Header { id, owner, remaining_ms: 30_000, tokens_max: 4, ..Default::default() };
+    let question = v1::Question { header: header.encode_to_vec().into(), resumable: true, ..Default::default() };
+    let answer = client.ask(question.clone()).await.unwrap().into_inner().message().await.unwrap();
+    let Some(v1::answer::Kind::Failed(failed)) = answer.unwrap().kind else { panic!("it was taken in") };
+    assert_eq!(failed.reason(), v1::Failure::Cancelled);
+    // Once: whoever asks again means it. There is no node, so it waits.
+    let answer = client.ask(question).await.unwrap().into_inner().message().await.unwrap();
+    assert!(matches!(answer.unwrap().kind, Some(v1::answer::Kind::Placed(_))));
+    root.stop().await;
+    server.stop().await;
 }
 
 /// Feeds what was recorded to fresh parts and compares what they do.

@@ -96,7 +96,8 @@ pub async fn put_over(root: Channel, id: QueryId, generation: &v1::Generation) -
         tokens_max: generation.max_tokens.max(64),
         ..v1::Header::default()
     };
-    let question = v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() };
+    let question =
+        v1::Question { header: header.encode_to_vec().into(), payload: generation.encode_to_vec().into(), ..Default::default() };
     let answers = client.ask(question).await.expect("the root takes questions").into_inner();
     Asked { id, answers, tokens: Vec::new(), text: String::new(), logprobs: Vec::new(), places: Vec::new() }
 }

@@ -6,6 +6,7 @@
 //! clocks and clients. Everything that is left to chance comes from one seed, so a run replays exactly.
 
 mod agenda;
+mod asking;
 mod attach;
 mod checks;
 mod client;

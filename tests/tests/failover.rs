@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use banyan_tests::{
     Banyan, eventually,
+    forest::free_port,
     http::{Event, Http, joined},
     process::banyan,
 };
@@ -103,6 +104,22 @@ async fn a_client_sees_a_pause_when_the_root_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_is_told_to_end_hands_over_to_its_standby() {
+    let grove = Grove::start().await;
+    let api = grove.api(0).await;
+    let undisturbed = joined(&api.stream("/v1/completions", &story(150)).await.rest().await);
+    let mut stream = api.stream("/v1/completions", &story(150)).await;
+    let first = stream.next_text().await;
+    grove.root.signal("TERM").await;
+    let events = stream.rest().await;
+    tell_pause("root told to end", &first, &events);
+    assert_eq!(first.text() + &joined(&events), undisturbed);
+    let left = grove.root.finished().await;
+    assert!(left.code == 0 && left.err.contains("hands its reign over"), "{}", left.err);
+    status(&grove.etcd, "spare", "the standby reigns", |spare| spare["state"] == "ready").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_root_that_was_stopped_finds_itself_deposed_and_waits_for_its_turn() {
     let grove = Grove::start().await;
     let api = grove.api(0).await;
@@ -119,28 +136,60 @@ async fn a_root_that_was_stopped_finds_itself_deposed_and_waits_for_its_turn() {
     assert_eq!(api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await.text(), "1 2 3");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_root_without_a_standby_goes_on_where_it_was_when_it_is_started_again() {
+/// A root that nobody stands by for.
+struct Alone {
+    root: Banyan,
+    /// Starts it again, where it was.
+    line: String,
+    api: Http,
+    _others: [Banyan; 3],
+}
+
+async fn alone() -> Alone {
     let registry = Banyan::start("registry serve --listen 127.0.0.1:0");
     let etcd = registry.fact("etcd").await;
-    let root = Banyan::start(&format!("node run root --listen 127.0.0.1:0 --etcd {etcd}"));
-    let ready = root.printed("node root is ready at ").await;
-    let address =
-        ready.trim().trim_start_matches("node root is ready at ").split(": root").next().expect("an address").to_owned();
+    let line = format!("node run root --listen 127.0.0.1:{} --etcd {etcd}", free_port());
+    let root = Banyan::start(&line);
+    root.printed("node root is ready at ").await;
     let node =
         Banyan::start(&format!("node run a --parent root --engine fake --token-time 20ms --listen 127.0.0.1:0 --etcd {etcd}"));
     node.printed("is ready").await;
-    let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {etcd}"));
-    let api = api_when_ready(&api).await;
+    let process = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {etcd}"));
+    let api = api_when_ready(&process).await;
+    Alone { root, line, api, _others: [registry, node, process] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_without_a_standby_goes_on_where_it_was_when_it_is_started_again() {
+    let Alone { root, line, api, _others } = alone().await;
     let undisturbed = joined(&api.stream("/v1/completions", &story(100)).await.rest().await);
     let mut stream = api.stream("/v1/completions", &story(100)).await;
     let first = stream.next_text().await;
     root.signal("KILL").await;
     root.finished().await;
-    let _again = Banyan::start(&format!("node run root --listen {address} --etcd {etcd}"));
+    let _again = Banyan::start(&line);
     let events = stream.rest().await;
     tell_pause("root killed and started again, without a standby", &first, &events);
     assert_eq!(first.text() + &joined(&events), undisturbed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_without_a_standby_finishes_what_it_has_and_leaves_the_rest_to_its_next_life() {
+    let Alone { root, line, api, _others } = alone().await;
+    let undisturbed = joined(&api.stream("/v1/completions", &story(100)).await.rest().await);
+    let mut stream = api.stream("/v1/completions", &story(100)).await;
+    let first = stream.next_text().await;
+    root.signal("TERM").await;
+    root.told("about to leave").await;
+    let meanwhile =
+        tokio::spawn(async move { api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await });
+    let events = stream.rest().await;
+    tell_pause("root told to end, without a standby", &first, &events);
+    assert_eq!(first.text() + &joined(&events), undisturbed);
+    let left = root.finished().await;
+    assert_eq!(left.code, 0, "{}", left.err);
+    let _again = Banyan::start(&line);
+    assert_eq!(meanwhile.await.expect("no panic").text(), "1 2 3");
 }
 
 async fn api_when_ready(api: &Banyan) -> Http {
@@ -218,4 +267,22 @@ async fn a_resumable_stream_outlives_its_connection_until_it_is_ended() {
     }
     assert_eq!(grove.why(&id).await["state"], "cancelled");
     assert_eq!(grove.nodes.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_ended_with_all_its_choices() {
+    let grove = Grove::start().await;
+    let api = grove.api(0).await;
+    let mut body = story(3000);
+    (body["resumable"], body["n"]) = (json!(true), json!(3));
+    let mut stream = api.stream("/v1/completions", &body).await;
+    let seen = stream.next_text().await;
+    drop(stream);
+    let id = seen.json()["id"].as_str().expect("an id").to_owned();
+    assert_eq!(grove.api(1).await.delete(&format!("/v1/completions/{id}")).await.status, StatusCode::NO_CONTENT);
+    status(&grove.etcd, "root", "nothing lives", |root| root["live"] == 0).await;
+    for name in ["a", "b"] {
+        status(&grove.etcd, name, "nothing runs", |node| node["running"] == 0).await;
+    }
+    assert_eq!(grove.why(&id).await["state"], "cancelled");
 }

@@ -154,89 +154,112 @@ async fn a_move_under_load_moves_the_link_and_nothing_else() {
     }
 }
 
-#[tokio::test]
-async fn a_rolling_restart_of_every_node_under_steady_load_fails_no_query() {
-    let grove = grove().await;
-    let mut nodes = Vec::new();
-    for (name, parent) in [("a", "root"), ("b", "a"), ("c", "a"), ("d", "root")] {
-        nodes.push((name, parent, grove.node(name, parent).await));
-    }
-    grove.ready().await;
-    let over = Arc::new(AtomicBool::new(false));
-    let clients = join_all((0..6).map(|_| {
-        let (http, over) = (grove.http, over.clone());
-        async move {
-            let mut asked = 0;
-            while !over.load(Ordering::Relaxed) {
-                count(http, 20).await;
-                asked += 1;
-            }
-            asked
-        }
-    }));
-    let load = tokio::spawn(clients);
-    let mut restarted = Vec::new();
-    for (name, parent, node) in nodes {
-        node.signal("TERM").await;
-        let left = node.finished().await;
-        assert_eq!(left.code, 0, "{name}: {}", left.err);
-        restarted.push(grove.node(name, parent).await);
-    }
-    grove.tree("all are where they belong", |nodes| nodes.iter().all(|node| node["attached"] == node["parent"])).await;
-    over.store(true, Ordering::Relaxed);
-    let asked = load.await.expect("every answer is complete");
-    assert!(asked.iter().all(|&asked| asked > 0), "{asked:?}");
+/// What runs as a process of its own.
+struct Part {
+    name: &'static str,
+    line: String,
+    process: Banyan,
 }
 
-#[tokio::test]
-async fn a_rolling_restart_of_every_api_under_steady_load_fails_no_query() {
-    let grove = grove().await;
-    let _a = grove.node("a", "root").await;
-    grove.ready().await;
-    let start = async || {
-        let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {}", grove.etcd));
+impl Part {
+    /// Told to end, and started again when it has.
+    async fn again(self) -> Part {
+        self.process.signal("TERM").await;
+        let left = self.process.finished().await;
+        assert_eq!(left.code, 0, "{}: {}", self.name, left.err);
+        let process = Banyan::start(&self.line);
+        process.printed("is ready").await;
+        Part { process, ..self }
+    }
+}
+
+/// Waits until a root says that it is `ready`, or waits as a `standby`.
+async fn is(root: &str, state: &str, etcd: &str) {
+    eventually(&format!("{root} is {state}"), || async {
+        let seen = banyan(&format!("node log {root} --last 1 -o json --etcd {etcd}")).await;
+        let status: Value = serde_json::from_str(&seen.out).ok()?;
+        (status["state"] == state).then_some(())
+    })
+    .await;
+}
+
+/// As behind a load balancer: who is told to go elsewhere, or finds nobody, asks the next API.
+async fn ask_somebody(apis: &Mutex<Vec<Http>>, turn: usize) {
+    let apis = apis.lock().expect("nobody panics with it").clone();
+    let body = json!({ "model": "fake", "prompt": "[[count 20]]", "max_tokens": 40, "stream": true });
+    for step in 0..apis.len() {
+        if let Ok(Ok(events)) = apis[(turn + step) % apis.len()].try_stream("/v1/completions", &body).await {
+            let events = events.rest().await;
+            assert_eq!(joined(&events), "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20", "{events:?}");
+            assert_eq!(events.last().map(|event| event.data.as_str()), Some("[DONE]"), "{events:?}");
+            return;
+        }
+    }
+    panic!("no API took a query");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_of_everything_under_steady_load_fails_no_query() {
+    let registry = Banyan::start("registry serve --listen 127.0.0.1:0");
+    let etcd = registry.fact("etcd").await;
+    let start = |name, line: &str| {
+        let line = format!("{line} --etcd {etcd} --listen 127.0.0.1:0");
+        Part { name, process: Banyan::start(&line), line }
+    };
+    let mut roots = vec![start("root", "node run root --standby")];
+    is("root", "ready", &etcd).await;
+    roots.push(start("spare", "node run spare --standby"));
+    is("spare", "standby", &etcd).await;
+    let mut nodes = Vec::new();
+    for (name, parent) in [("a", "root"), ("b", "a"), ("c", "a"), ("d", "root")] {
+        let node = start(name, &format!("node run {name} --parent {parent} --engine fake --batch 2 --token-time 20ms"));
+        node.process.printed("is ready").await;
+        nodes.push(node);
+    }
+    let api = || async {
+        let api = start("api", "api run").process;
         let http = api.api().await;
         let ready = || async move { http.try_get("/readyz").await.is_ok_and(|answer| answer.status.is_success()).then_some(()) };
         eventually("the API is ready", ready).await;
         (api, http)
     };
-    let (first, second) = (start().await, start().await);
-    let known = Arc::new(Mutex::new(vec![first.1, second.1]));
+    let mut apis = [api().await, api().await];
+    let known = Arc::new(Mutex::new(apis.iter().map(|(_, http)| *http).collect::<Vec<_>>()));
     let over = Arc::new(AtomicBool::new(false));
-    // As behind a load balancer: who is told to go elsewhere, or finds nobody, asks the next one.
-    let clients = join_all((0..4usize).map(|client| {
+    let load = tokio::spawn(join_all((0..6_usize).map(|client| {
         let (known, over) = (known.clone(), over.clone());
         async move {
             let mut asked = 0;
-            let body = json!({ "model": "fake", "prompt": "[[count 20]]", "max_tokens": 40, "stream": true });
             while !over.load(Ordering::Relaxed) {
-                let apis = known.lock().expect("nobody panics with it").clone();
-                let mut answered = false;
-                for turn in 0..apis.len() {
-                    let http = apis[(client + asked + turn) % apis.len()];
-                    if let Ok(Ok(events)) = http.try_stream("/v1/completions", &body).await {
-                        let events = events.rest().await;
-                        assert!(joined(&events).ends_with("19 20"), "{events:?}");
-                        answered = true;
-                        break;
-                    }
-                }
-                assert!(answered, "no API took a query");
+                ask_somebody(&known, client + asked).await;
                 asked += 1;
             }
             asked
         }
-    }));
-    let load = tokio::spawn(clients);
+    })));
     let mut restarted = Vec::new();
-    for (place, (api, _)) in [first, second].into_iter().enumerate() {
-        let (next, http) = start().await;
-        api.signal("TERM").await;
-        assert_eq!(api.finished().await.code, 0);
-        known.lock().expect("nobody panics with it")[place] = http;
-        restarted.push(next);
+    for node in nodes {
+        restarted.push(node.again().await);
+    }
+    // Whoever reigns hands over, and waits when it is back.
+    for (leaves, takes) in [("root", "spare"), ("spare", "root")] {
+        let reigning = roots.remove(0);
+        roots.push(reigning.again().await);
+        is(leaves, "standby", &etcd).await;
+        is(takes, "ready", &etcd).await;
+    }
+    for (place, running) in apis.iter_mut().enumerate() {
+        let next = api().await;
+        known.lock().expect("nobody panics with it")[place] = next.1;
+        let (old, _) = std::mem::replace(running, next);
+        old.signal("TERM").await;
+        assert_eq!(old.finished().await.code, 0);
     }
     over.store(true, Ordering::Relaxed);
     let asked = load.await.expect("every answer is complete");
     assert!(asked.iter().all(|&asked| asked > 0), "{asked:?}");
+    let tree = banyan(&format!("node tree -o json --etcd {etcd}")).await.json();
+    let places =
+        ["a", "b", "c", "d"].map(|name| tree.as_array().and_then(|tree| named(tree, name)).map(|node| node["attached"].clone()));
+    assert_eq!(places, ["root", "a", "a", "root"].map(|parent| Some(json!(parent))), "{tree}");
 }

@@ -6,15 +6,16 @@ use axum::{
 };
 use banyan_proto::{QueryId, v1};
 
-use super::{Error, order::EVERYBODY};
+use super::{Error, order::EVERYBODY, parameters::CHOICES_MAX};
 use crate::routes::Context;
 
-/// Ends an answer of one choice, whichever API asked for it. One that has ended, or never was, is none either.
+/// Ends an answer with all its choices, whichever API asked for it. One that has ended, or never was, is none either.
 pub(crate) async fn cancel(State(context): State<Context>, id: Result<Path<String>, PathRejection>) -> Result<StatusCode, Error> {
     let Path(id) = id?;
     let id: QueryId = id.parse().map_err(|_| {
         Error::invalid("there is no answer of that id: send it as the answer's events have it").status(StatusCode::NOT_FOUND)
     })?;
-    context.roots.cancel_everywhere(&v1::AnswerRef { id: id.to_wire(), owner: EVERYBODY.to_owned() }).await;
+    let following = CHOICES_MAX as u32 - 1;
+    context.roots.cancel_everywhere(&v1::AnswerRef { id: id.to_wire(), owner: EVERYBODY.to_owned(), following }).await;
     Ok(StatusCode::NO_CONTENT)
 }

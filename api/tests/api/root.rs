@@ -158,7 +158,7 @@ impl Root for Player {
         let generation = v1::Generation::decode(question.payload).unwrap();
         let number = {
             let mut asked = self.asked.lock().unwrap();
-            asked.push((question.header.unwrap(), generation.clone()));
+            asked.push((v1::Header::decode(question.header).unwrap(), generation.clone()));
             asked.len() - 1
         };
         let steps = (self.script)(number, &generation);

@@ -173,7 +173,7 @@ fn question(prompt: &str, max_tokens: u32, deadline: Duration) -> v1::Question {
         tokens_max: max_tokens,
         ..v1::Header::default()
     };
-    v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() }
+    v1::Question { header: header.encode_to_vec().into(), payload: generation.encode_to_vec().into(), ..Default::default() }
 }
 
 fn name(text: &str) -> NodeName {

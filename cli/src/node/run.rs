@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use banyan_etcd::{RegisterError, Registry};
+use banyan_etcd::{ReadError, RegisterError, Registry};
 use banyan_node::Config;
 use banyan_proto::NodeName;
 
@@ -74,7 +74,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let listener = listen::bind_node(args.listen.as_deref()).await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
-    let registry = args.registry.connect().await?;
+    let registry = args.registry.connect_patiently().await?;
     look_ahead(args, address, &registry).await?;
 
     let base = match &args.parent {
@@ -131,14 +131,19 @@ async fn look_ahead(args: &Args, address: SocketAddr, registry: &Registry) -> Re
     let advertised = args.advertise.clone().unwrap_or_else(|| address.to_string());
     // A holder at the very address that this process listens on is its own earlier life, which was killed: the node waits for
     // that one's lease to end.
-    if let Some(holder) = registry.member(&args.name).await?.filter(|holder| holder.address != advertised) {
+    let holder = match registry.member(&args.name).await {
+        // It is away again, and registering will wait for it.
+        Err(ReadError::Unavailable { .. }) => return Ok(()),
+        holder => holder?,
+    };
+    if let Some(holder) = holder.filter(|holder| holder.address != advertised) {
         return Err(RegisterError::Taken { holder: Box::new(holder) }.into());
     }
     match &args.parent {
         None if args.inference.names_a_model() => {
             output::note("a root never infers: it loads no model; nodes below it do, with `banyan node run NAME --parent ...`");
         }
-        Some(parent) if registry.member(parent).await?.is_none() => {
+        Some(parent) if registry.member(parent).await.is_ok_and(|parent| parent.is_none()) => {
             output::note(&format!(
                 "the parent `{parent}` is not there yet: waiting up to {:?} for it (`banyan node run {parent}` starts it)",
                 args.parent_timeout

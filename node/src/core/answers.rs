@@ -65,7 +65,7 @@ pub(super) enum Denied {
 }
 
 impl Said {
-    pub(super) fn new(question: &v1::Question) -> Self {
+    pub(super) fn new(owner: &str, question: &v1::Question) -> Self {
         let retain = match (question.resumable, question.retain_ms) {
             (false, 0) => None,
             (_, ms) => Some(Duration::from_millis(ms).clamp(RETAINED, RETAINED_MAX)),
@@ -79,7 +79,7 @@ impl Said {
             }
         }
         Said {
-            owner: question.header.as_ref().map(|header| header.owner.clone()).unwrap_or_default(),
+            owner: owner.to_owned(),
             digest: question.digest.clone(),
             payload: question.payload.clone(),
             retain,
@@ -209,8 +209,7 @@ mod tests {
     }
 
     fn question(retain_ms: u64) -> v1::Question {
-        let header = v1::Header { owner: "o".to_owned(), ..Default::default() };
-        v1::Question { header: Some(header), resumable: true, retain_ms, digest: "d".into(), ..Default::default() }
+        v1::Question { resumable: true, retain_ms, digest: "d".into(), ..Default::default() }
     }
 
     fn heard(said: &Said, position: u32) -> Vec<u32> {
@@ -227,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_was_said_is_said_again_from_any_position_to_its_owner_alone() {
-        let mut said = Said::new(&question(0));
+        let mut said = Said::new("o", &question(0));
         for position in 0..4 {
             said.note(&tokens(position, 1));
         }
@@ -240,7 +239,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_too_long_is_kept_from_its_end_on_only() {
-        let mut said = Said::new(&question(0));
+        let mut said = Said::new("o", &question(0));
         said.note(&tokens(0, ANSWER_BYTES_MAX));
         said.note(&tokens(1, 1));
         assert_eq!(said.admits("o", None, 0), Err(Denied::NotFound));
@@ -251,9 +250,9 @@ mod tests {
     fn complete_answers_are_kept_for_their_time_and_the_soonest_to_go_make_room() {
         let (now, mut kept) = (Instant::now(), Remembered::default());
         let id = QueryId::from_u128;
-        kept.keep(now, id(1), Said::new(&question(600_000)));
+        kept.keep(now, id(1), Said::new("o", &question(600_000)));
         for number in 2..=REMEMBERED_MAX as u128 + 1 {
-            kept.keep(now + Duration::from_nanos(number as u64), id(number), Said::new(&question(0)));
+            kept.keep(now + Duration::from_nanos(number as u64), id(number), Said::new("o", &question(0)));
         }
         assert!(kept.get(&id(1)).is_some() && kept.get(&id(2)).is_none() && kept.get(&id(3)).is_some());
         kept.expire(now + Duration::from_secs(31));

@@ -3,11 +3,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use banyan_proto::{NodeName, QueryId, v1};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
     answers::{Denied, Reader, Remembered, Said},
     chunks,
+    early::Early,
     input::{Ask, Attach, HolderLink, ToHolder, WhyFound},
     parcel::Parcel,
 };
@@ -33,6 +35,7 @@ pub(super) struct Desk {
     pub(super) ledger: Ledger,
     clients: HashMap<QueryId, Client>,
     remembered: Remembered,
+    pub(super) early: Early,
     holders: HashMap<u64, HolderLink>,
     /// The router's capacity changed since the ledger was last told.
     pub(super) room_changed: bool,
@@ -50,7 +53,8 @@ pub(super) struct Desk {
 /// A live query, and who reads its answer: one most of the time, none while somebody may come back, several when a retry
 /// overtook the end of the first try.
 struct Client {
-    header: v1::Header,
+    /// As it came.
+    header: Bytes,
     said: Said,
     readers: Vec<Reader>,
     /// Whether it goes on for a while when nobody reads it.
@@ -65,6 +69,7 @@ impl Desk {
             ledger: Ledger::new(settings),
             clients: HashMap::new(),
             remembered: Remembered::default(),
+            early: Early::default(),
             holders: HashMap::new(),
             room_changed: false,
             broken: Vec::new(),
@@ -79,11 +84,15 @@ impl Desk {
     pub(super) fn accept(&mut self, ask: Ask, now: u64, clock: Instant) -> Option<Event> {
         let Ask { question, serial, to, read, .. } = ask;
         let mut reader = Reader::new(serial, to, read, clock);
-        let Some(asked) = translate::asked(&question) else {
+        let Some(asked) = translate::header(&question).and_then(|header| translate::asked(&header, &question)) else {
             reader.tell(refusal(v1::Failure::Invalid, "the question's header has no 16-byte id"));
             return None;
         };
         let id = asked.id;
+        if self.early.take(&id, &asked.owner) {
+            reader.tell(refusal(v1::Failure::Cancelled, "it was cancelled before it was asked"));
+            return None;
+        }
         let position = question.delivered.last().map_or(0, chunks::behind);
         let known = self.clients.get(&id).map(|client| &client.said).or_else(|| self.remembered.get(&id));
         if let Some(known) = known {
@@ -97,8 +106,8 @@ impl Desk {
         // A retry after the first try's root and API died together finds what a node still holds.
         let again = question.again || self.ledger.is_orphan(&id);
         let delivered: Vec<u32> = question.delivered.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
-        let said = Said::new(&question);
-        let (header, resumable) = (question.header.unwrap_or_default(), question.resumable);
+        let said = Said::new(&asked.owner, &question);
+        let (header, resumable) = (question.header, question.resumable);
         self.clients.insert(id, Client { header, said, readers: vec![reader], resumable, child: None });
         Some(if again { Event::AskedAgain { asked, delivered } } else { Event::Asked(asked) })
     }
@@ -144,6 +153,11 @@ impl Desk {
         None
     }
 
+    /// Whether it is being answered, or was lately.
+    pub(super) fn knows(&self, id: &QueryId) -> bool {
+        self.clients.contains_key(id) || self.remembered.get(id).is_some()
+    }
+
     /// Nobody wants an answer any more, unless somebody else still reads it. True when the ledger is to forget it at once.
     pub(super) fn cancel(&mut self, id: &QueryId, owner: &str) -> bool {
         let Some(client) = self.clients.get_mut(id).filter(|client| client.said.owner == owner) else { return false };
@@ -166,10 +180,10 @@ impl Desk {
             let reason = translate::reason_of_why(why).into();
             trail.push(v1::Hop { node: root.to_string(), reason, spent_us });
         }
-        let header =
-            v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms: left_us / 1000, trail, ..client.header.clone() };
-        let query = v1::Query { header: Some(header), payload: client.said.payload.clone(), delivered: delivered.to_vec() };
-        Some(Parcel::new(query))
+        // Nothing is not written, and would leave what the client had.
+        let remaining_ms = (left_us / 1000).max(1);
+        let header = v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms, trail, ..Default::default() };
+        Parcel::new(&client.header, header, client.said.payload.clone(), delivered)
     }
 
     /// Does what the ledger decided, but for sending.
@@ -370,6 +384,7 @@ impl Desk {
     /// Forgets complete answers whose time is over.
     pub(super) fn expire(&mut self, now: Instant) {
         self.remembered.expire(now);
+        self.early.expire(now);
     }
 
     pub(super) fn take_broken(&mut self) -> Vec<u64> {

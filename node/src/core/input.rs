@@ -87,6 +87,8 @@ pub(crate) enum Input {
     CancelAnswer {
         id: QueryId,
         owner: String,
+        /// It may have overtaken its question.
+        early: bool,
     },
     /// The node is its tree's root, in a reign of that number.
     Reign {

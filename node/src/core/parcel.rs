@@ -7,6 +7,9 @@ use banyan_proto::{Attempt, NodeName, v1};
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 
+/// Tag and length of a header.
+const HEADER_FRAME_BYTES: usize = 11;
+
 pub(super) struct Parcel {
     query: v1::Query,
     /// As it came.
@@ -23,9 +26,13 @@ impl Parcel {
         Some(Parcel { query, bytes, added: Vec::new() })
     }
 
-    /// A query that begins its way here.
-    pub(super) fn new(query: v1::Query) -> Parcel {
-        Parcel { bytes: query.encode_to_vec().into(), query, added: Vec::new() }
+    /// A query that begins its way here: its client's header, and what the root says in it. Nothing when that is no header.
+    pub(super) fn new(header: &Bytes, said: v1::Header, payload: Bytes, delivered: &[u32]) -> Option<Parcel> {
+        let said = v1::Query { header: Some(said), payload, delivered: delivered.to_vec() };
+        let mut bytes = Vec::with_capacity(header.len() + said.encoded_len() + HEADER_FRAME_BYTES);
+        prost::encoding::bytes::encode(1, header, &mut bytes);
+        said.encode(&mut bytes).expect("a buffer that grows takes everything");
+        Parcel::read(bytes.into())
     }
 
     pub(super) fn header(&self) -> &v1::Header {
@@ -70,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_newer_version_added_survives_the_middle() {
+    fn what_a_newer_version_added_survives_root_and_middle() {
         let name: NodeName = "middle".parse().unwrap();
         let header = v1::Header { id: vec![7; 16].into(), model: "m".to_owned(), ..Default::default() };
         let mut header = header.encode_to_vec();
@@ -86,6 +93,14 @@ mod tests {
         prost::encoding::bytes::encode(1, &header, &mut query);
         query.extend(unknown(901, "in the query"));
 
+        // From the root on …
+        let said = v1::Header { remaining_ms: 5, ..Default::default() };
+        let begun = Parcel::new(&header.clone().into(), said, Bytes::from_static(b"payload"), &[1]).unwrap();
+        assert_eq!((begun.header().model.as_str(), begun.header().remaining_ms), ("m", 5));
+        let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(has(&begun.into_bytes(), "in the header"));
+
+        // … and through every node.
         let mut parcel = Parcel::read(query.clone().into()).unwrap();
         parcel.add_hop(&name, v1::Reason::ChildWithRoom);
         let passed_on = parcel.into_bytes();

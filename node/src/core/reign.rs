@@ -7,13 +7,16 @@ use super::{
     desk::Desk,
     input::{Ask, Attach, HolderLink},
 };
-use crate::{journal::Fact, ledger, recording::Record};
+use crate::{journal::Fact, ledger, recording::Record, translate};
 
 impl Core {
-    /// Where the node is no root the answer ends without a word, and the API asks whoever is.
+    /// Where the node is no root, or only finishes what it has, the answer ends without a word, and the API asks whoever comes next.
     pub(super) fn ask(&mut self, ask: Ask) {
-        let now = self.now();
+        let (now, leaving) = (self.now(), self.is_leaving());
         let Some(desk) = &mut self.desk else { return };
+        if leaving && !translate::asked_id(&ask.question).is_some_and(|id| desk.knows(&id)) {
+            return;
+        }
         if let Some(event) = desk.accept(ask, now, self.now) {
             self.ledger(event, None);
         }
@@ -27,9 +30,12 @@ impl Core {
         }
     }
 
-    pub(super) fn cancel_answer(&mut self, id: QueryId, owner: &str) {
+    pub(super) fn cancel_answer(&mut self, id: QueryId, owner: &str, early: bool) {
+        let now = self.now;
         let Some(desk) = &mut self.desk else { return };
-        if desk.cancel(&id, owner) {
+        if early && !desk.knows(&id) {
+            desk.early.push(now, id, owner);
+        } else if desk.cancel(&id, owner) {
             self.ledger(ledger::Event::ClientLeft { id }, None);
         }
     }
@@ -49,12 +55,12 @@ impl Core {
         self.set_ancestry(v1::Ancestry { ancestors: Vec::new(), epoch });
     }
 
-    /// Another node is the root: whoever looked to this one goes there. Not a word is said for this reign any more.
+    /// Another node is the root, or is about to be: whoever looked to this one goes there. Not a word is said for this reign any more.
     pub(super) fn step_down(&mut self) {
         if self.desk.take().is_none() {
             return;
         }
-        self.journal.push(Fact::Note("another node is the root now".to_owned()));
+        self.journal.push(Fact::Note("this node reigns no more".to_owned()));
         self.set_ancestry(v1::Ancestry::default());
         let children: Vec<NodeName> = self.children.keys().cloned().collect();
         for child in children {

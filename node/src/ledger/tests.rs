@@ -1,4 +1,4 @@
-//! What the root owes, sentence by sentence. Random histories are in `tests/tree.rs`.
+//! What the root owes, sentence by sentence. Random histories are in `tests/tree`.
 
 use super::{
     fixtures::{SECOND, asked, holder, id},

@@ -13,7 +13,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::core::{self, AnswerStream, Ask, Attach, Handle, HolderLink, Input, ToHolder};
+use crate::{
+    core::{self, AnswerStream, Ask, Attach, Handle, HolderLink, Input, ToHolder},
+    translate,
+};
+
+/// More choices than an answer has.
+const CHOICES_MAX: u32 = 1024;
 
 /// What questions may take that the node's task has not looked at yet, in KiB: a burst of the largest.
 const UNSEEN_KIB_MAX: usize = 64 << 10;
@@ -38,8 +44,7 @@ impl Root for RootService {
 
     async fn ask(&self, request: Request<v1::Question>) -> Result<Response<AnswerStream>, Status> {
         let question = request.into_inner();
-        let id = question.header.as_ref().and_then(|header| QueryId::from_wire(&header.id).ok());
-        let id = id.ok_or_else(|| Status::invalid_argument("the header has no 16-byte id"))?;
+        let id = translate::asked_id(&question).ok_or_else(|| Status::invalid_argument("the header has no 16-byte id"))?;
         let (to, from) = mpsc::unbounded_channel();
         let read = Arc::new(AtomicU64::new(0));
         let serial = self.asks.fetch_add(1, Ordering::Relaxed);
@@ -72,9 +77,14 @@ impl Root for RootService {
     }
 
     async fn cancel(&self, request: Request<v1::AnswerRef>) -> Result<Response<v1::Cancelled>, Status> {
-        let AnswerRef { id, owner } = request.into_inner();
-        let id = QueryId::from_wire(&id).map_err(|_| Status::invalid_argument("there is no 16-byte id"))?;
-        self.core.tell(Input::CancelAnswer { id, owner }).await.map_err(|_| stopping())?;
+        let AnswerRef { id, owner, following } = request.into_inner();
+        let first = QueryId::from_wire(&id).map_err(|_| Status::invalid_argument("there is no 16-byte id"))?;
+        for number in 0..=following.min(CHOICES_MAX) {
+            let id = first.nth(number as usize);
+            // Whoever names one query may do so before it has been asked here; whoever ends an answer has seen it.
+            let early = following == 0;
+            self.core.tell(Input::CancelAnswer { id, owner: owner.clone(), early }).await.map_err(|_| stopping())?;
+        }
         Ok(Response::new(v1::Cancelled {}))
     }
 

@@ -355,6 +355,8 @@ impl World {
                     self.agenda.after(delay, input_of(one.node, one.node_life, Input::Unwelcome { stream }));
                 }
             }
+            // The root that it was for is no more.
+            Input::Ask { client } => self.agenda.after(delay, Event::Again { client }),
             Input::UpEnd { tie } => self.end_tie(tie),
             Input::DownEnd { tie } => self.leave_tie(tie),
             Input::DeliveryEnd { stream } if self.streams.get(stream).is_some_and(|stream| stream.left) => {

@@ -12,7 +12,7 @@ use banyan_proto::{QueryId, v1};
 use prost::Message as _;
 use tokio::sync::mpsc;
 
-use super::engine::token;
+use super::{engine::token, world::MILLISECOND};
 
 /// A question to be.
 #[derive(Clone, Debug)]
@@ -54,9 +54,13 @@ pub struct Client {
     pub attempts: u32,
     /// The longest way that one of them took.
     pub hops: u32,
+    /// The root's life in which it was asked last.
+    pub(super) root_life: u32,
     seed: u64,
     got: u32,
     from: Option<(mpsc::UnboundedReceiver<v1::Answer>, Waker)>,
+    /// A stream of it broke before its end.
+    lost: bool,
     read: Arc<AtomicU64>,
 }
 
@@ -74,17 +78,27 @@ impl Client {
             waits_since: Some(now),
             attempts: 0,
             hops: 0,
+            root_life: 0,
             seed,
             got: 0,
             from: None,
+            lost: false,
             read: Arc::default(),
         }
     }
 
-    /// Opens its stream: what the root is given.
-    pub(super) fn open(&mut self, waker: Waker) -> (v1::Question, mpsc::UnboundedSender<v1::Answer>, Arc<AtomicU64>) {
+    /// Opens its stream: what the root of that life is given. A later one goes on behind what came.
+    pub(super) fn open(
+        &mut self,
+        waker: Waker,
+        now: u64,
+        root_life: u32,
+    ) -> (v1::Question, mpsc::UnboundedSender<v1::Answer>, Arc<AtomicU64>) {
         let (to, from) = mpsc::unbounded_channel();
         self.from = Some((from, waker));
+        (self.root_life, self.waits_since, self.read) = (root_life, Some(now), Arc::default());
+        let ids = (0..self.got).map(|position| token(self.seed, position)).collect();
+        let delivered = if self.got > 0 { vec![v1::Tokens { position: 0, ids, ..v1::Tokens::default() }] } else { Vec::new() };
         let ids = (0..self.wish.prompt_tokens).map(|position| token(!self.seed, position)).collect();
         let generation = v1::Generation {
             prompt: Some(v1::generation::Prompt::Tokens(v1::TokenIds { ids })),
@@ -97,13 +111,19 @@ impl Client {
             id: self.id.to_wire(),
             owner: format!("owner-{}", self.wish.owner),
             model: self.wish.model.to_owned(),
-            remaining_ms: self.wish.deadline_ms,
+            remaining_ms: self.wish.deadline_ms.saturating_sub((now - self.asked_at) / MILLISECOND),
             priority: self.wish.priority,
             tokens_max: self.wish.prompt_tokens + self.wish.tokens,
             ..v1::Header::default()
         };
         (
-            v1::Question { header: Some(header), payload: generation.encode_to_vec().into(), ..Default::default() },
+            v1::Question {
+                header: header.encode_to_vec().into(),
+                payload: generation.encode_to_vec().into(),
+                delivered,
+                again: self.lost,
+                ..Default::default()
+            },
             to,
             self.read.clone(),
         )
@@ -125,23 +145,22 @@ impl Client {
         self.from = None;
     }
 
-    /// Reads what came. An error is a broken promise.
-    pub(super) fn read(&mut self, now: u64) -> Result<(), String> {
+    /// Reads what came. True when the stream ended before the answer; an error is a broken promise.
+    pub(super) fn read(&mut self, now: u64) -> Result<bool, String> {
         loop {
-            let Some((from, waker)) = &mut self.from else { return Ok(()) };
+            let Some((from, waker)) = &mut self.from else { return Ok(false) };
             let polled = from.poll_recv(&mut Context::from_waker(waker));
             match polled {
-                Poll::Pending => return Ok(()),
+                Poll::Pending => return Ok(false),
                 Poll::Ready(Some(answer)) => {
                     self.read.fetch_add(1, Ordering::Relaxed);
                     self.take(answer, now)?;
                 }
                 Poll::Ready(None) => {
                     self.from = None;
-                    return match self.ended_at {
-                        Some(_) => Ok(()),
-                        None => Err("its stream ended without an end".to_owned()),
-                    };
+                    let broken = self.ended_at.is_none();
+                    self.lost |= broken;
+                    return Ok(broken);
                 }
             }
         }
@@ -185,6 +204,12 @@ impl Client {
             None => return Err("an answer that says nothing".to_owned()),
         }
         Ok(())
+    }
+
+    /// Its deadline passed, and there is no root to say so.
+    pub(super) fn give_up(&mut self, now: u64) {
+        self.failed = Some(v1::Failure::Deadline);
+        self.end(now);
     }
 
     fn end(&mut self, now: u64) {

@@ -3,7 +3,7 @@
 use super::{
     attach::input_of,
     node::Input,
-    world::{Event, MILLISECOND, SECOND, World},
+    world::{Event, MILLISECOND, ROOT, SECOND, World},
 };
 
 /// A silent peer is found so long after its last sign of life: production's pings and their patience.
@@ -16,6 +16,17 @@ impl World {
             let life = self.nodes[node].life;
             self.agenda.after(self.setup.lease, Event::Expire { node: node as u32, life });
             self.figures.kills += 1;
+        }
+    }
+
+    /// The root is killed, and a standby has taken its place after a while. It is told by the same name here: children of a former
+    /// root are children of the present one.
+    pub fn fail_over(&mut self, after: u64) {
+        if self.end_life(ROOT) {
+            let life = self.nodes[ROOT].life;
+            self.agenda.after(after, Event::Expire { node: ROOT as u32, life });
+            self.agenda.after(after, Event::Start { node: ROOT as u32, life });
+            self.figures.failovers += 1;
         }
     }
 

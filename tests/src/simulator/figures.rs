@@ -31,6 +31,8 @@ pub struct Figures {
     pub attachments: u64,
     /// Nodes that were killed.
     pub kills: u64,
+    /// Roots that were killed.
+    pub failovers: u64,
     /// Links and networks that were cut.
     pub cuts: u64,
     /// Nodes that were told to leave.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
@@ -59,6 +58,8 @@ pub(super) enum Event {
     Question { load: u32 },
     /// A question that was planned.
     Wish(Box<Wish>),
+    /// A client whose root was lost looks for the next one.
+    Again { client: u32 },
     /// What a client is told arrives there.
     Answer { client: u32 },
     /// Somebody looks whether a query waits while a node idles.
@@ -231,6 +232,7 @@ impl World {
             Event::Wish(wish) => {
                 self.ask_once(*wish);
             }
+            Event::Again { client } => self.ask_again(client),
             Event::Answer { client } => self.read(client),
             Event::Look => self.look(),
         }
@@ -428,37 +430,6 @@ impl World {
         let step = engine.end(nanos);
         self.arrive(node, life, Input::Step(Box::new(step)));
         self.compute(node);
-    }
-
-    // ---- Clients
-
-    fn ask(&mut self, node: u32, client: u32) {
-        let waker = self.bells.waker(Wire::Answer(client));
-        let asking = &mut self.clients[client as usize];
-        if asking.left {
-            return;
-        }
-        let (question, to, read): (_, _, Arc<_>) = asking.open(waker);
-        // Listens from now on.
-        self.read(client);
-        if let Some(body) = &mut self.nodes[node as usize].body {
-            body.core.ask(question, client.into(), to, read);
-        }
-    }
-
-    fn read(&mut self, client: u32) {
-        let now = self.now();
-        let one = &mut self.clients[client as usize];
-        let before = (one.got(), one.ended_at);
-        if let Err(broken) = one.read(now) {
-            let id = one.id;
-            self.break_promise(format!("query {id} of client {client}: {broken}"));
-        }
-        let one = &self.clients[client as usize];
-        self.figures.tokens += u64::from(one.got() - before.0);
-        if before.1.is_none() && one.ended_at.is_some() {
-            self.figures.ended(one);
-        }
     }
 
     pub(super) fn break_promise(&mut self, what: String) {

@@ -4,7 +4,7 @@
 use std::thread;
 
 use banyan_tests::random::Random;
-use banyan_tests::simulator::{Lengths, Load, SECOND, Setup, World, scattered};
+use banyan_tests::simulator::{Lengths, Load, ROOT, SECOND, Setup, World, scattered};
 
 use super::engine;
 
@@ -27,7 +27,8 @@ fn trace(seed: u64) -> (u64, u64) {
         match round % 4 {
             0 => world.kill(victim),
             1 => world.reset(victim),
-            2 => world.sever(victim, 0),
+            2 => world.sever(victim, ROOT),
+            3 if round > 4 => world.fail_over(SECOND / 2),
             _ => world.isolate(&world.subtree(victim)),
         }
         world.run_for(SECOND);

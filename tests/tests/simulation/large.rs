@@ -1,5 +1,5 @@
-//! Ten thousand nodes: a steady load, mass joins, mass losses, a lost rack, moves, slow nodes and links that flap, in one
-//! life; and what a query costs as trees grow.
+//! Ten thousand nodes: a steady load, mass joins, mass losses, a lost rack, moves, slow nodes, links that flap and another root,
+//! in one life; and what a query costs as trees grow.
 
 use std::time::Instant;
 
@@ -52,7 +52,7 @@ fn ten_thousand_nodes_join_serve_die_move_flap_and_lose_nothing() {
     let mut world = plant(NODES, FAN_OUT);
     since(&world, &Figures::default(), begun, "ten thousand nodes join");
     let mut random = Random::new(SEED);
-    let end = world.now() + 14 * SECOND;
+    let end = world.now() + 16 * SECOND;
     world.offer(Load { owners: 50, ..Load::new(rate(NODES, 0.3), end, TOKENS) });
 
     let stage = |world: &mut World, seconds: u64, what: &str| {
@@ -90,6 +90,9 @@ fn ten_thousand_nodes_join_serve_die_move_flap_and_lose_nothing() {
         world.run_for(SECOND / 100);
     }
     stage(&mut world, 2, "two hundred links flap, two hundred nodes are slow");
+
+    world.fail_over(SECOND);
+    stage(&mut world, 2, "another root takes its place");
 
     let (before, begun) = (world.figures.clone(), Instant::now());
     world.run_until(120 * SECOND, |world| world.is_quiet() && world.is_settled());

@@ -25,6 +25,7 @@ struct Nemesis {
     moves: bool,
     drains: bool,
     slows: bool,
+    failovers: bool,
 }
 
 #[test]
@@ -64,6 +65,7 @@ fn live(seed: u64) -> Result<(), String> {
         moves: random.chance(0.5),
         drains: random.chance(0.5),
         slows: random.chance(0.3),
+        failovers: random.chance(0.4),
     };
     let until = world.now() + (10.0 * random.between(1.0, 3.0)) as u64 * SECOND;
     offer(&mut world, &mut random, until);
@@ -111,7 +113,7 @@ fn strike(world: &mut World, nemesis: &Nemesis, random: &mut Random) {
         return;
     }
     let victim = alive[random.below(alive.len())];
-    match random.below(9) {
+    match random.below(10) {
         0 | 1 if nemesis.kills => {
             world.kill(victim);
             if random.chance(0.7) {
@@ -141,6 +143,8 @@ fn strike(world: &mut World, nemesis: &Nemesis, random: &mut Random) {
             }
         }
         7 if nemesis.drains => world.drain(victim, random.below(5) as u64 * SECOND),
+        // From a standby that is told to the lease of one that fell silent.
+        9 if nemesis.failovers => world.fail_over((random.between(0.1, 6.0) * SECOND as f64) as u64),
         8 if nemesis.slows => world.slow_down(victim, random.between(0.5, 20.0)),
         _ => {}
     }
