@@ -375,11 +375,12 @@ impl Ledger {
         entry.wait(now, why);
         actions.push(entry.placed());
         let (order, waiting, suspect, death) = (entry.order, entry.waiting(), entry.suspect, entry.death);
-        // Each may be sent again once, however many are lost with half a tree: that ends by itself.
+        // Each may be sent again once, however many are lost with half a tree: that ends by itself. Who is refused waits for fresh
+        // numbers anyway.
         let again = entry.attempt.number > 1;
         if suspect {
             self.suspects.insert((order, id));
-        } else if again && matches!(why, Why::Lost | Why::Refused) && !self.budget.take(now) {
+        } else if again && why == Why::Lost && !self.budget.take(now) {
             self.paused.insert((order, id));
             actions.push(Action::Pause { id });
         } else {

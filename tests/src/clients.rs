@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
@@ -20,9 +21,13 @@ use tokio::{
 
 use crate::{
     history::{Seen, Story},
-    http::{Answer, Http, joined},
+    http::{Answer, Events, Http, joined},
     random::Random,
 };
+
+/// How long a client tries to find somebody, and the pause between two tries.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A query that somebody wants to ask.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +74,12 @@ impl Wish {
 
     /// Asks, and tells what was seen.
     pub async fn ask(&self, api: Http, number: u64) -> Story {
+        self.ask_among(&[api], number).await
+    }
+
+    /// Asks one of several APIs. When nobody answers there, it is about to stop or the line breaks, the client goes on at the next one:
+    /// with a stream behind what it has, and with a whole answer under the same key.
+    pub async fn ask_among(&self, apis: &[Http], number: u64) -> Story {
         let mut story = Story {
             number,
             asked: Instant::now(),
@@ -77,7 +88,44 @@ impl Wish {
             expected_tokens: self.expected_tokens,
             seen: Vec::new(),
         };
-        self.listen(api, &mut story).await;
+        let key = format!("story {number}");
+        let (mut heard, mut trouble) = (Heard::default(), None);
+        for turn in number.. {
+            let api = apis[(turn % apis.len() as u64) as usize];
+            let header = match () {
+                () if !heard.last.is_empty() => Some(("last-event-id", heard.last.clone())),
+                () if self.body.get("stream").is_none() && apis.len() > 1 => Some(("idempotency-key", key.clone())),
+                () => None,
+            };
+            let headers: Vec<(&str, &str)> = header.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let before = heard.last.clone();
+            let broken = match api.try_stream_with(self.path, &headers, &self.body).await {
+                Ok(Ok(events)) => match self.follow(events, &mut story, &mut heard).await {
+                    Ok(()) => return story,
+                    Err(broken) => broken,
+                },
+                Ok(Err(answer)) if answer.status == StatusCode::SERVICE_UNAVAILABLE && apis.len() > 1 => "503".to_owned(),
+                Ok(Err(answer)) => {
+                    whole(&answer, &mut story);
+                    return story;
+                }
+                Err(broken) => broken,
+            };
+            if before != heard.last {
+                trouble = None;
+            }
+            let since = *trouble.get_or_insert_with(Instant::now);
+            let end = match () {
+                () if self.leaves_after.is_some() => Seen::Left,
+                () if apis.len() == 1 || since.elapsed() > PATIENCE => Seen::Cut(broken),
+                () => {
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            story.seen.push((Instant::now(), end));
+            break;
+        }
         story
     }
 
@@ -88,26 +136,22 @@ impl Wish {
         }
     }
 
-    async fn listen(&self, api: Http, story: &mut Story) {
-        let mut saw = |seen| story.seen.push((Instant::now(), seen));
-        let mut events = match api.try_stream(self.path, &self.body).await {
-            Ok(Ok(events)) => events,
-            Ok(Err(answer)) => return whole(&answer, story),
-            Err(error) => return saw(Seen::Cut(error)),
-        };
-        let (mut pieces, mut finish, mut usage) = (0, None, None);
+    /// Reads a stream until the story has its end; an error says why it has none.
+    async fn follow(&self, mut events: Events, story: &mut Story, heard: &mut Heard) -> Result<(), String> {
         if self.leaves_after == Some(0) {
-            return saw(Seen::Left);
+            story.seen.push((Instant::now(), Seen::Left));
+            return Ok(());
         }
         while let Some(event) = events.next().await {
             let mut saw = |seen| story.seen.push((event.at, seen));
             if event.data == "[DONE]" {
-                let reason = finish.take().unwrap_or_default();
-                return saw(Seen::Finished { reason, completion_tokens: usage });
+                saw(Seen::Finished { reason: heard.finish.take().unwrap_or_default(), completion_tokens: heard.usage });
+                return Ok(());
             }
             let json = event.json();
             if let Some(error) = json.get("error") {
-                return saw(Seen::Failed { status: None, message: error.to_string() });
+                saw(Seen::Failed { status: None, message: error.to_string() });
+                return Ok(());
             }
             if let Some(placed) = placed(&json) {
                 saw(placed);
@@ -115,17 +159,31 @@ impl Wish {
             let text = event.text();
             if !text.is_empty() {
                 saw(Seen::Text(text));
-                pieces += 1;
-                if self.leaves_after == Some(pieces) {
-                    return saw(Seen::Left);
+                heard.pieces += 1;
+                if self.leaves_after == Some(heard.pieces) {
+                    saw(Seen::Left);
+                    return Ok(());
                 }
             }
             story.id = json["id"].as_str().map(str::to_owned);
-            finish = json["choices"][0]["finish_reason"].as_str().map(str::to_owned).or(finish);
-            usage = json["usage"]["completion_tokens"].as_u64().or(usage);
+            heard.finish = json["choices"][0]["finish_reason"].as_str().map(str::to_owned).or(heard.finish.take());
+            heard.usage = json["usage"]["completion_tokens"].as_u64().or(heard.usage);
+            if !event.id.is_empty() {
+                heard.last = event.id;
+            }
         }
-        story.seen.push((Instant::now(), Seen::Cut("the stream ended without its end".to_owned())));
+        Err("the stream ended without its end".to_owned())
     }
+}
+
+/// What a client has of a stream.
+#[derive(Default)]
+struct Heard {
+    pieces: u64,
+    finish: Option<String>,
+    usage: Option<u64>,
+    /// The last event's id.
+    last: String,
 }
 
 fn whole(answer: &Answer, story: &mut Story) {
@@ -162,16 +220,24 @@ impl Clients {
     /// # Panics
     /// When the tree does not answer what is asked of it before the clients begin.
     pub async fn start(api: Http, seed: u64, clients: u64, pause: Duration) -> Clients {
-        let tales = undisturbed(api, seed).await;
+        Clients::start_among(vec![api], seed, clients, pause).await
+    }
+
+    /// The same where there are several APIs.
+    ///
+    /// # Panics
+    /// When the tree does not answer what is asked of it before the clients begin.
+    pub async fn start_among(apis: Vec<Http>, seed: u64, clients: u64, pause: Duration) -> Clients {
+        let tales = undisturbed(apis[0], seed).await;
         let (enough, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let working = (0..clients).map(|client| {
-            let (enough, asked, tales) = (Arc::clone(&enough), Arc::clone(&asked), tales.clone());
+            let (enough, asked, tales, apis) = (Arc::clone(&enough), Arc::clone(&asked), tales.clone(), apis.clone());
             let mut random = Random::new(seed.wrapping_add(client.wrapping_mul(0x1000_0001)));
             tokio::spawn(async move {
                 let mut stories = Vec::new();
                 while !enough.load(Ordering::Relaxed) {
                     let wish = wish(&mut random, &tales);
-                    stories.push(wish.ask(api, asked.fetch_add(1, Ordering::Relaxed)).await);
+                    stories.push(wish.ask_among(&apis, asked.fetch_add(1, Ordering::Relaxed)).await);
                     sleep(pause.mul_f64(random.within(0..100) as f64 / 100.0)).await;
                 }
                 stories

@@ -1,6 +1,8 @@
 //! A tree of real processes to do harm to: started, killed, stopped, cut off and started again; and what must be true of it
 //! when all is over.
 
+mod whole;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,
@@ -9,7 +11,6 @@ use std::{
 
 use banyan_etcd::Registry;
 use banyan_proto::v1;
-use futures::future::join_all;
 use serde_json::Value;
 
 use crate::{
@@ -27,7 +28,7 @@ pub struct Forest {
     etcd: String,
     cluster: String,
     nodes: BTreeMap<String, Process>,
-    apis: Vec<Banyan>,
+    apis: Vec<Replica>,
     registry: Registry,
     embedded: Option<Banyan>,
     /// Before harm was done, by process id.
@@ -45,6 +46,13 @@ pub struct Seed {
     host: String,
     registry: Option<String>,
     wrapper: Vec<String>,
+}
+
+/// An API.
+struct Replica {
+    wrapper: Vec<String>,
+    port: u16,
+    banyan: Option<Banyan>,
 }
 
 struct Process {
@@ -190,8 +198,15 @@ impl Forest {
 
     /// Starts an API, and waits until it would answer.
     pub async fn api(&mut self) -> Http {
-        let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {} --cluster {}", self.etcd, self.cluster));
-        let http = api.api().await;
+        self.api_by(&[]).await
+    }
+
+    /// The same by another command, which becomes it.
+    pub async fn api_by(&mut self, wrapper: &[&str]) -> Http {
+        let wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        let mut api = Replica { wrapper, port: free_port(), banyan: None };
+        api.start(&self.etcd, &self.cluster);
+        let http = api.banyan.as_ref().expect("it was just started").api().await;
         self.apis.push(api);
         eventually("the API is ready", || async move {
             http.try_get("/readyz").await.is_ok_and(|answer| answer.status.is_success()).then_some(())
@@ -266,6 +281,41 @@ impl Forest {
         banyan.finished().await;
     }
 
+    /// Kills an API, and waits until it is gone.
+    pub async fn kill_api(&mut self, number: usize) {
+        let api = self.running_api(number);
+        api.signal("KILL").await;
+        api.finished().await;
+    }
+
+    /// Tells an API to end, and waits until it has.
+    pub async fn end_api(&mut self, number: usize) -> Finished {
+        let api = self.running_api(number);
+        api.signal("TERM").await;
+        api.finished().await
+    }
+
+    /// Starts an API that was ended, at its old address; waits for nothing.
+    pub fn start_api_again(&mut self, number: usize) {
+        assert!(self.apis[number].banyan.is_none(), "API {number} runs already");
+        self.apis[number].start(&self.etcd, &self.cluster);
+    }
+
+    fn running_api(&mut self, number: usize) -> Banyan {
+        self.apis[number].banyan.take().unwrap_or_else(|| panic!("API {number} does not run"))
+    }
+
+    /// The root that reigns, when one says so.
+    pub async fn reigning(&self) -> Option<String> {
+        let living = self.living();
+        for name in living.iter().filter(|name| self.nodes[*name].seed.parent.is_none()) {
+            if self.status(name, "").await.is_some_and(|root| root.state == "ready") {
+                return Some(name.clone());
+            }
+        }
+        None
+    }
+
     /// Whether a node has ended by itself; then it may be started again.
     pub async fn fell(&mut self, name: &str) -> bool {
         let process = self.nodes.get_mut(name).unwrap_or_else(|| panic!("there is no node {name}"));
@@ -316,106 +366,15 @@ impl Forest {
         eventually(&format!("{name}: {what}"), || async { self.status(name, "").await.filter(|status| wanted(status)) }).await
     }
 
-    /// Remembers what every process holds, while nothing happens.
-    pub async fn remember(&mut self) {
-        self.whole().await;
-        let apis = self.apis.iter().map(Banyan::pid);
-        let nodes = self.nodes.values().filter_map(|process| process.banyan.as_ref()).map(Banyan::pid);
-        self.before = apis.chain(nodes).filter_map(|pid| Some((pid, Footprint::of(pid)?))).collect();
-    }
-
-    /// Waits until everything is as it was: the tree connected and without circles, every node at the parent that it wants, the
-    /// registry's names those of the living, gauges and queues at zero, and every process that lived through it back at what
-    /// it held before.
-    ///
-    /// # Panics
-    /// When that does not come about.
-    pub async fn whole(&self) {
-        let living = self.living();
-        let looked = std::cell::RefCell::new(String::new());
-        let outcome = crate::eventually::within(2 * crate::eventually::PATIENCE, || async {
-            let wrong = self.what_is_wrong(&living).await;
-            looked.borrow_mut().clone_from(&wrong);
-            wrong.is_empty().then_some(())
-        });
-        assert!(outcome.await.is_some(), "the tree does not get whole again: {}", looked.borrow());
-    }
-
-    /// What is still wrong, when something is.
-    pub async fn is_not_whole(&self) -> Option<String> {
-        Some(self.what_is_wrong(&self.living()).await).filter(|wrong| !wrong.is_empty())
-    }
-
-    async fn what_is_wrong(&self, living: &BTreeSet<String>) -> String {
-        let mut wrong = Vec::new();
-        let roots: Vec<&String> = living.iter().filter(|name| self.nodes[*name].seed.parent.is_none()).collect();
-        let views = join_all(roots.iter().map(|root| async { query::view(&self.address(root)).await })).await;
-        let mut seen = BTreeSet::new();
-        for (root, view) in roots.iter().zip(views) {
-            match view {
-                Some(view) => self.look_at(&view, "", &mut seen, &mut wrong),
-                None => wrong.push(format!("the root {root} does not answer")),
-            }
-        }
-        if seen != *living {
-            wrong.push(format!("the tree has {seen:?}, and there live {living:?}"));
-        }
-        match self.registry.members().await {
-            Ok(members) => {
-                let members: BTreeSet<String> = members.iter().map(|member| member.name.to_string()).collect();
-                if members != *living {
-                    wrong.push(format!("the registry has {members:?}, and there live {living:?}"));
-                }
-            }
-            Err(error) => wrong.push(format!("{error}: {:?}", std::error::Error::source(&error))),
-        }
-        for (pid, before) in &self.before {
-            if let Some(now) = Footprint::of(*pid)
-                && !now.is_back_at(before)
-            {
-                let name = self.nodes.iter().find(|(_, process)| process.banyan.as_ref().is_some_and(|one| one.pid() == *pid));
-                wrong.push(format!("{} had {before:?} and has {now:?}", name.map_or("an API", |(name, _)| name)));
-            }
-        }
-        wrong.join("; ")
-    }
-
-    fn look_at(&self, view: &v1::TreeView, parent: &str, seen: &mut BTreeSet<String>, wrong: &mut Vec<String>) {
-        let Some(status) = &view.status else { return };
-        let name = &status.name;
-        if !seen.insert(name.clone()) {
-            wrong.push(format!("{name} is there twice"));
-        }
-        if view.silent {
-            wrong.push(format!("{name} is silent"));
-            return;
-        }
-        if status.attached != parent || status.parent != parent {
-            wrong.push(format!("{name} is below {parent:?}, says {:?}, and wants {:?}", status.attached, status.parent));
-        }
-        if status.state != "ready" || !status.registered {
-            wrong.push(format!("{name} is {}, registered: {}", status.state, status.registered));
-        }
-        let held = status.kv.as_ref().map_or(0, |kv| kv.pages_held);
-        let gauges = [
-            ("running", status.running),
-            ("queued", status.queued),
-            ("waiting", status.waiting),
-            ("live", status.live),
-            ("KV pages", held),
-        ];
-        for (gauge, value) in gauges {
-            if value != 0 {
-                wrong.push(format!("{name} has {gauge} {value}"));
-            }
-        }
-        for child in &view.children {
-            self.look_at(child, name, seen, wrong);
-        }
-    }
-
     fn known(&self, name: &str) -> &Process {
         self.nodes.get(name).unwrap_or_else(|| panic!("there is no node {name}"))
+    }
+}
+
+impl Replica {
+    fn start(&mut self, etcd: &str, cluster: &str) {
+        let line = format!("api run --listen 127.0.0.1:{} --etcd {etcd} --cluster {cluster}", self.port);
+        self.banyan = Some(Banyan::start_by(&self.wrapper, &line));
     }
 }
 
@@ -446,7 +405,7 @@ impl Drop for Forest {
                 eprintln!("---- {name} told:\n{}", banyan.last_words());
             }
         }
-        for api in &self.apis {
+        for api in self.apis.iter().filter_map(|api| api.banyan.as_ref()) {
             eprintln!("---- an API told:\n{}", api.last_words());
         }
     }

@@ -175,6 +175,21 @@ pub fn percentile(sorted: &[Duration], share: f64) -> Option<Duration> {
     sorted.get((last as f64 * share).round() as usize).copied()
 }
 
+/// For each moment, and each answer that was being written then: how long its client waited from then on for what came next.
+pub fn pauses(stories: &[Story], moments: &[Instant]) -> Vec<Duration> {
+    let text = |seen: &Seen| matches!(seen, Seen::Text(_) | Seen::Finished { .. });
+    let mut waits = Vec::new();
+    for story in stories {
+        for moment in moments {
+            let before = story.seen.iter().any(|(at, seen)| at <= moment && text(seen));
+            let next = story.seen.iter().find(|(at, seen)| at > moment && text(seen));
+            waits.extend(next.filter(|_| before).map(|(at, _)| *at - *moment));
+        }
+    }
+    waits.sort();
+    waits
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,7 +101,17 @@ impl Http {
 
     /// Posts JSON where nobody may be there, or may go away: a stream of events, another answer, or what happened instead.
     pub async fn try_stream(self, path: &str, body: &Value) -> Result<Result<Events, Answer>, String> {
-        let begun = self.try_send("POST", path, &[], body.to_string().into()).await?;
+        self.try_stream_with(path, &[], body).await
+    }
+
+    /// The same with more headers.
+    pub async fn try_stream_with(
+        self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<Result<Events, Answer>, String> {
+        let begun = self.try_send("POST", path, headers, body.to_string().into()).await?;
         if begun.is_stream() { Ok(Ok(begun.events())) } else { begun.try_whole().await.map(Err) }
     }
 

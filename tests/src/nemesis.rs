@@ -13,6 +13,16 @@ pub enum Harm {
     End(String, Duration),
     /// A node's process is stopped.
     Pause(String, Duration),
+    /// The root that reigns is killed, and started again.
+    KillRoot(Duration),
+    /// The root that reigns is told to end, and started again.
+    EndRoot(Duration),
+    /// The root that reigns is stopped.
+    PauseRoot(Duration),
+    /// An API is killed, and started again.
+    KillApi(usize, Duration),
+    /// An API is told to end, and started again.
+    EndApi(usize, Duration),
     /// All connections to a node are cut.
     Cut(String),
     /// All connections to a node go silent for good; new ones work.
@@ -42,6 +52,11 @@ impl Harm {
             Harm::Kill(..) => "node killed",
             Harm::End(..) => "node told to end",
             Harm::Pause(..) => "node stopped",
+            Harm::KillRoot(_) => "root killed",
+            Harm::EndRoot(_) => "root told to end",
+            Harm::PauseRoot(_) => "root stopped",
+            Harm::KillApi(..) => "API killed",
+            Harm::EndApi(..) => "API told to end",
             Harm::Cut(_) => "links cut",
             Harm::Forsake(_) => "links silent for good",
             Harm::Hold(..) => "links held",
@@ -81,6 +96,8 @@ pub struct Cast {
     pub registry_proxied: Vec<String>,
     /// Members of the registry.
     pub members: usize,
+    /// APIs; with fewer than two, they and the root are spared.
+    pub apis: usize,
 }
 
 /// An endless sequence of harm, each with the pause before it.
@@ -104,6 +121,10 @@ impl Nemesis {
         self.random.one_of(&self.cast.nodes).clone()
     }
 
+    fn api(&mut self) -> usize {
+        self.random.below(self.cast.apis)
+    }
+
     fn proxied(&mut self) -> String {
         self.random.one_of(&self.cast.proxied).clone()
     }
@@ -115,7 +136,8 @@ impl Iterator for Nemesis {
     fn next(&mut self) -> Option<(Duration, Harm)> {
         // A query that loses its node twice at the same token is poison for all that anybody knows, so losses keep apart.
         let pause = self.ms(1500, 4000);
-        let harm = match self.random.within(0..20) {
+        let kinds = if self.cast.apis > 1 { 26 } else { 20 };
+        let harm = match self.random.within(0..kinds) {
             0..=4 => Harm::Kill(self.node(), self.ms(0, 3000)),
             5..=6 => Harm::End(self.node(), self.ms(0, 2000)),
             7..=9 => Harm::Pause(self.node(), self.ms(500, 6000)),
@@ -131,7 +153,12 @@ impl Iterator for Nemesis {
             16 => Harm::KillMember(self.random.within(0..self.cast.members as u64) as usize, self.ms(500, 5000)),
             17 => Harm::PauseMembers(self.ms(1000, 14_000)),
             18 => Harm::KillMembers(self.ms(500, 5000)),
-            _ => Harm::Compact,
+            19 => Harm::Compact,
+            20 => Harm::KillRoot(self.ms(0, 3000)),
+            21 => Harm::EndRoot(self.ms(0, 2000)),
+            22 => Harm::PauseRoot(self.ms(500, 8000)),
+            23 | 24 => Harm::KillApi(self.api(), self.ms(0, 3000)),
+            _ => Harm::EndApi(self.api(), self.ms(0, 2000)),
         };
         Some((pause, harm))
     }
@@ -146,11 +173,11 @@ mod tests {
     #[test]
     fn a_seed_decides_what_happens_and_everything_does() {
         let one = || vec!["a".to_owned(), "b".to_owned()];
-        let cast = || Cast { nodes: one(), proxied: one(), registry_proxied: one(), members: 3 };
+        let cast = || Cast { nodes: one(), proxied: one(), registry_proxied: one(), members: 3, apis: 2 };
         let plan = |seed| Nemesis::new(cast(), seed).take(400).collect::<Vec<_>>();
         assert_eq!(plan(1), plan(1));
         assert_ne!(plan(1), plan(2));
         let kinds: BTreeSet<&str> = plan(1).iter().map(|(_, harm)| harm.kind()).collect();
-        assert_eq!(kinds.len(), 13, "{kinds:?}");
+        assert_eq!(kinds.len(), 18, "{kinds:?}");
     }
 }

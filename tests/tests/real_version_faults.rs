@@ -10,21 +10,25 @@ use banyan_tests::{
     history::check,
 };
 
-/// A node of the version before.
-fn before(seed: Seed) -> Seed {
+/// What runs the version before: the first word is the present binary, in whose place the other one is run.
+fn words() -> [String; 4] {
     let binary = std::env::var("BANYAN_TEST_PREVIOUS").expect("`./test --long` builds the version before, and says where it is");
-    // The first word is the present binary, in whose place the other one is run.
-    seed.wrapped(&["sh", "-c", &format!("shift; exec {binary} \"$@\""), "sh"])
+    ["sh".to_owned(), "-c".to_owned(), format!("shift; exec {binary} \"$@\""), "sh".to_owned()]
 }
 
-/// `r` is the root, `a` below it, `b` below that, `c` below that, and `d` below the root.
-async fn mixed(r: Seed, nodes: [Seed; 4]) {
+/// A node of the version before.
+fn before(seed: Seed) -> Seed {
+    seed.wrapped(&words().each_ref().map(String::as_str))
+}
+
+/// `r` is the root, `a` below it, `b` below that, `c` below that, and `d` below the root; `api` runs the API.
+async fn mixed(r: Seed, nodes: [Seed; 4], api: &[&str]) {
     let mut forest = Forest::bare().await;
     forest.plant([r]).await;
     for node in nodes {
         forest.plant([node]).await;
     }
-    let api = forest.api().await;
+    let api = forest.api_by(api).await;
     forest.remember().await;
     let clients = Clients::start(api, 31, 6, Duration::from_millis(20)).await;
     for name in ["c", "b", "a", "d"] {
@@ -44,11 +48,14 @@ async fn mixed(r: Seed, nodes: [Seed; 4]) {
 }
 
 #[tokio::test]
-async fn an_older_root_has_newer_nodes_with_an_older_one_between_them() {
-    mixed(before(root("root")), [node("a", "root"), before(node("b", "a")), node("c", "b"), before(node("d", "root"))]).await;
+async fn an_older_root_has_newer_nodes_and_a_newer_api_with_older_nodes_between() {
+    mixed(before(root("root")), [node("a", "root"), before(node("b", "a")), node("c", "b"), before(node("d", "root"))], &[])
+        .await;
 }
 
 #[tokio::test]
-async fn a_newer_root_has_older_nodes_with_a_newer_one_between_them() {
-    mixed(root("root"), [before(node("a", "root")), node("b", "a"), before(node("c", "b")), node("d", "root")]).await;
+async fn a_newer_root_has_older_nodes_and_an_older_api_with_newer_nodes_between() {
+    let api = words();
+    let nodes = [before(node("a", "root")), node("b", "a"), before(node("c", "b")), node("d", "root")];
+    mixed(root("root"), nodes, &api.each_ref().map(String::as_str)).await;
 }

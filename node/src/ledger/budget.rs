@@ -1,6 +1,6 @@
 //! The retry budget: how many queries may be sent again more than once.
 //!
-//! What is lost or refused goes out again, and in a tree that is in trouble that is work for whoever is left, which may bring
+//! What is lost goes out again, and in a tree that is in trouble that is work for whoever is left, which may bring
 //! them down as well. So what was sent again already is bounded by what is accepted, beyond a burst, and what exceeds that waits.
 
 /// In hundredths: what each query that is accepted adds …

@@ -56,6 +56,9 @@ impl World {
         for what in std::mem::take(&mut this.inbox) {
             self.undeliverable(what);
         }
+        // A process's memory goes in any order; what that tells others has one.
+        self.bells.take(&mut self.rung);
+        self.rung.sort_unstable();
         self.pump();
         true
     }

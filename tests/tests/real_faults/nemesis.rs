@@ -11,7 +11,7 @@ use banyan_tests::{
     clients::Clients,
     etcds::Etcds,
     forest::{node, root},
-    history::{check, percentile, recoveries},
+    history::{check, pauses, percentile, recoveries},
     nemesis::{Cast, Harm, Nemesis},
     proxy::Weather,
 };
@@ -25,6 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// What CI can spare.
 const SHORT: Duration = Duration::from_secs(60);
 const CLIENTS: u64 = 16;
+/// Between harm to a root and harm to an API, or to the registry that it takes to follow a root.
+const CALM: Duration = Duration::from_secs(8);
 
 /// What undoes harm.
 enum Cure {
@@ -34,6 +36,7 @@ enum Cure {
     Register(String),
     StartMember(usize),
     ResumeMembers,
+    StartApi(usize),
 }
 
 struct Play {
@@ -45,6 +48,12 @@ struct Play {
     skipped: u64,
     /// Nodes that were lost, and when, by what befell them.
     losses: BTreeMap<&'static str, Vec<(Instant, String)>>,
+    /// Roots that were lost, and when; likewise APIs.
+    roots: BTreeMap<&'static str, Vec<Instant>>,
+    /// When harm was last done to a root, an API, or the whole registry: those together may lose what is promised of each.
+    root_at: Option<Instant>,
+    api_at: Option<Instant>,
+    registry_at: Option<Instant>,
     log: Vec<String>,
 }
 
@@ -55,12 +64,40 @@ impl Play {
             return;
         }
         self.log.push(format!("{:?} {harm}", begun.elapsed()));
-        *self.done.entry(harm.kind()).or_default() += 1;
+        let kind = harm.kind();
+        *self.done.entry(kind).or_default() += 1;
         if let Some(victim) = harm.victim() {
             self.losses.entry(harm.kind()).or_default().push((Instant::now(), victim.to_owned()));
         }
-        let later = |time: Duration| Instant::now() + time;
+        let now = Instant::now();
+        let later = |time: Duration| now + time;
         match harm {
+            Harm::KillRoot(time) | Harm::EndRoot(time) | Harm::PauseRoot(time) => {
+                let Some(root) = self.forest.reigning().await else { return };
+                self.roots.entry(kind).or_default().push(Instant::now());
+                self.root_at = Some(later(time));
+                match harm {
+                    Harm::KillRoot(_) => self.forest.kill(&root).await,
+                    Harm::EndRoot(_) => {
+                        let ended = self.forest.end(&root).await;
+                        assert_eq!(ended.code, 0, "{root}: {}", ended.err);
+                    }
+                    _ => self.forest.pause(&root).await,
+                }
+                let cure = if matches!(harm, Harm::PauseRoot(_)) { Cure::Resume(root) } else { Cure::Start(root) };
+                self.cures.push((later(time), cure));
+            }
+            Harm::KillApi(api, time) => {
+                self.forest.kill_api(api).await;
+                self.api_at = Some(later(time));
+                self.cures.push((later(time), Cure::StartApi(api)));
+            }
+            Harm::EndApi(api, time) => {
+                let ended = self.forest.end_api(api).await;
+                assert_eq!(ended.code, 0, "the API: {}", ended.err);
+                self.api_at = Some(later(time));
+                self.cures.push((later(time), Cure::StartApi(api)));
+            }
             Harm::Kill(node, time) => {
                 self.forest.kill(&node).await;
                 self.cures.push((later(time), Cure::Start(node)));
@@ -96,12 +133,14 @@ impl Play {
                 self.cures.push((later(time), Cure::StartMember(member)));
             }
             Harm::PauseMembers(time) => {
+                self.registry_at = Some(later(time));
                 for member in 0..self.etcds.count() {
                     self.etcds.signal_member(member, "STOP").await;
                 }
                 self.cures.push((later(time), Cure::ResumeMembers));
             }
             Harm::KillMembers(time) => {
+                self.registry_at = Some(later(time));
                 for member in 0..self.etcds.count() {
                     self.etcds.kill_member(member).await;
                     self.cures.push((later(time), Cure::StartMember(member)));
@@ -122,9 +161,22 @@ impl Play {
                 for name in self.forest.living() {
                     ready += usize::from(self.is_ready(&name).await);
                 }
-                // The root, and two that could go on with what this one has.
+                // The root, and two that could go on with what this one has; a standby is not ready.
                 ready > 3 && self.is_ready(node).await
             }
+            Harm::KillRoot(_) | Harm::EndRoot(_) | Harm::PauseRoot(_) => {
+                let mut roots = 0;
+                for name in ["root", "spare"] {
+                    roots += usize::from(self.forest.living().contains(name) && self.is_registered(name).await);
+                }
+                roots == 2 && !registry_is_ill() && calm([self.root_at, self.api_at, self.registry_at])
+            }
+            Harm::KillApi(..) | Harm::EndApi(..) => {
+                let away = self.cures.iter().any(|(_, cure)| matches!(cure, Cure::StartApi(_)));
+                !away && calm([self.root_at, self.api_at, None])
+            }
+            // Without a registry nobody can take a root's place.
+            Harm::PauseMembers(_) | Harm::KillMembers(_) if !calm([self.root_at, None, None]) => false,
             Harm::Revoke(node) => !registry_is_ill() && self.is_registered(node).await,
             Harm::KillMember(..) | Harm::PauseMembers(_) | Harm::KillMembers(_) | Harm::Compact => !registry_is_ill(),
             Harm::Hold(node, _) | Harm::Delay(node, ..) => {
@@ -153,6 +205,7 @@ impl Play {
             Cure::Resume(node) => self.forest.resume(&node).await,
             Cure::Calm(node) => self.forest.proxy(&node).clear(),
             Cure::Register(node) => self.forest.registry_proxy(&node).clear(),
+            Cure::StartApi(api) => self.forest.start_api_again(api),
             Cure::StartMember(member) => self.etcds.start_member(member),
             Cure::ResumeMembers => {
                 for member in 0..self.etcds.count() {
@@ -195,7 +248,9 @@ async fn whatever_happens_every_client_gets_its_answer() {
     let time = long().unwrap_or(SHORT);
     let etcds = Etcds::start(3).await;
     let mut forest = Forest::over(&etcds.urls(), "faults").await;
-    forest.plant([root("root")]).await;
+    forest.plant([root("root").flags("--standby")]).await;
+    forest.until("root", "it reigns", |root| root.state == "ready").await;
+    forest.plant([root("spare").flags("--standby")]).await;
     forest
         .plant([
             node("a", "root").proxied(),
@@ -206,7 +261,7 @@ async fn whatever_happens_every_client_gets_its_answer() {
             node("f", "root"),
         ])
         .await;
-    let api = forest.api().await;
+    let apis = vec![forest.api().await, forest.api().await];
     forest.remember().await;
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let cast = Cast {
@@ -214,12 +269,24 @@ async fn whatever_happens_every_client_gets_its_answer() {
         proxied: names(&["a", "b"]),
         registry_proxied: names(&["c", "e"]),
         members: etcds.count(),
+        apis: apis.len(),
     };
 
-    let clients = Clients::start(api, seed, CLIENTS, Duration::from_millis(200)).await;
+    let clients = Clients::start_among(apis, seed, CLIENTS, Duration::from_millis(200)).await;
     let begun = Instant::now();
-    let mut play =
-        Play { forest, etcds, cures: Vec::new(), done: BTreeMap::new(), skipped: 0, losses: BTreeMap::new(), log: Vec::new() };
+    let mut play = Play {
+        forest,
+        etcds,
+        cures: Vec::new(),
+        done: BTreeMap::new(),
+        skipped: 0,
+        losses: BTreeMap::new(),
+        roots: BTreeMap::new(),
+        root_at: None,
+        api_at: None,
+        registry_at: None,
+        log: Vec::new(),
+    };
     for (pause, harm) in Nemesis::new(cast, seed) {
         if begun.elapsed() + pause > time {
             break;
@@ -238,21 +305,16 @@ async fn whatever_happens_every_client_gets_its_answer() {
     play.forest.whole().await;
 
     let verdict = check(&stories, DEADLINE);
-    let recoveries: BTreeMap<&str, Value> = play
-        .losses
-        .iter()
-        .map(|(kind, losses)| {
-            let waits = recoveries(&stories, losses);
-            let ms = |share| percentile(&waits, share).map(|wait| wait.as_millis() as u64);
-            (*kind, json!({ "answers": waits.len(), "p50_ms": ms(0.5), "p99_ms": ms(0.99), "max_ms": ms(1.0) }))
-        })
-        .collect();
+    let recoveries: BTreeMap<&str, Value> =
+        play.losses.iter().map(|(kind, losses)| (*kind, waits(&recoveries(&stories, losses)))).collect();
+    let pauses_of_roots: BTreeMap<&str, Value> =
+        play.roots.iter().map(|(kind, losses)| (*kind, waits(&pauses(&stories, losses)))).collect();
     let figures = json!({
         "seed": seed, "seconds": begun.elapsed().as_secs(), "clients": CLIENTS,
         "faults": play.done, "faults_injected": play.done.values().sum::<u64>(), "faults_not_possible": play.skipped,
         "queries": verdict.queries, "finished": verdict.finished, "left": verdict.left, "refused": verdict.refused,
         "lost": verdict.lost, "wrong": verdict.complaints.len(),
-        "next_token_after_loss_of_the_node": recoveries, "whole_again_after_s": calm.elapsed().as_secs(),
+        "next_token_after_loss_of_the_node": recoveries, "next_token_after_loss_of_the_root": pauses_of_roots, "whole_again_after_s": calm.elapsed().as_secs(),
     });
     report(&figures);
     assert!(
@@ -262,6 +324,16 @@ async fn whatever_happens_every_client_gets_its_answer() {
         play.log.join("\n")
     );
     assert!(verdict.finished > 100, "hardly anything was asked: {figures:#}");
+}
+
+fn waits(waits: &[Duration]) -> Value {
+    let ms = |share| percentile(waits, share).map(|wait| wait.as_millis() as u64);
+    json!({ "answers": waits.len(), "p50_ms": ms(0.5), "p99_ms": ms(0.99), "max_ms": ms(1.0) })
+}
+
+/// Whether all of that was undone long enough ago that its traces are gone: answers were taken up again, and a root reigns.
+fn calm(times: [Option<Instant>; 3]) -> bool {
+    times.into_iter().flatten().all(|at| Instant::now() > at + CALM)
 }
 
 fn now_s() -> u64 {

@@ -109,6 +109,15 @@ async fn a_node_cut_off_from_one_peer_keeps_the_others() {
     island.wire(TO_PARENT, true);
     eventually("it is back", || async { tree().await.filter(|far| far.attached == "near") }).await;
 
+    // The root, and nobody else: its answers go over its parent.
+    island.wire(TO_ROOT, false);
+    eventually("it delivers through its parent", || async { tree().await.filter(|far| far.delivers_through == "near") }).await;
+    let before = tree().await.map_or(0, |far| far.tokens);
+    eventually("it still generates", || async { tree().await.filter(|far| far.tokens > before) }).await;
+    island.wire(TO_ROOT, true);
+    let straight = || async { tree().await.filter(|far| far.delivers_through.is_empty() && far.state != "detached") };
+    eventually("it delivers straight again", straight).await;
+
     // The registry: it serves on, and says so.
     island.wire(TO_REGISTRY, false);
     eventually("it is unregistered and serves", || async { tree().await.filter(|far| !far.registered) }).await;

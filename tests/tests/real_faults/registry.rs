@@ -137,3 +137,38 @@ async fn a_watch_whose_history_is_gone_lists_everything_again() {
     assert_told_well(&[Wish::count(20).ask(api, 0).await]);
     forest.whole().await;
 }
+
+#[tokio::test]
+async fn a_root_is_replaced_while_any_one_member_is_dead() {
+    let mut etcds = Etcds::start(3).await;
+    let mut forest = Forest::over(&etcds.urls(), "faults").await;
+    forest.plant([root("root").flags("--standby")]).await;
+    forest.until("root", "it reigns", |root| root.state == "ready").await;
+    forest.plant([root("spare").flags("--standby")]).await;
+    forest.plant([node("a", "root"), node("b", "a")]).await;
+    let api = forest.api().await;
+    forest.remember().await;
+    let clients = Clients::start(api, 45, 4, Duration::from_millis(20)).await;
+    let (mut reigns, mut waits) = ("root", "spare");
+    for (member, harm) in ["killed", "stopped", "told to end"].into_iter().enumerate() {
+        etcds.kill_member(member).await;
+        at_work(&clients).await;
+        match harm {
+            "killed" => forest.kill(reigns).await,
+            "stopped" => forest.pause(reigns).await,
+            _ => assert_eq!(forest.end(reigns).await.code, 0),
+        }
+        forest.until(waits, "it reigns", |root| root.state == "ready").await;
+        at_work(&clients).await;
+        match harm {
+            "stopped" => forest.resume(reigns).await,
+            _ => forest.start_again(reigns),
+        }
+        forest.until(reigns, "it waits for its turn", |root| root.state == "standby" && root.registered).await;
+        (reigns, waits) = (waits, reigns);
+        etcds.start_member(member);
+        etcds.healthy().await;
+    }
+    assert_told_well(&clients.finish().await);
+    forest.whole().await;
+}
