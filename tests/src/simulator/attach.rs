@@ -315,7 +315,7 @@ impl World {
     }
 
     /// A parent that did not take us is told, if it can be, that we are gone.
-    fn give_up(&mut self, number: u32) {
+    pub(super) fn give_up(&mut self, number: u32) {
         let delay = self.delay();
         let Some(tie) = self.ties.get_mut(number) else { return };
         tie.left = true;
@@ -383,8 +383,13 @@ impl World {
 
 impl Body {
     fn dials(&self, number: u32) -> bool {
+        self.dialled() == Some(number)
+    }
+
+    /// The link to whom it tries now.
+    pub(super) fn dialled(&self) -> Option<u32> {
         let now = self.uplink.dialling.as_ref().and_then(|dialling| dialling.now.as_ref());
-        now.is_some_and(|(_, tie)| *tie == number)
+        now.map(|(_, tie)| *tie)
     }
 
     pub(super) fn is_attached(&self, number: u32) -> bool {

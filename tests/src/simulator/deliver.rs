@@ -118,7 +118,7 @@ impl World {
         self.agenda.after(pause, input_of(node, life, Input::Dial));
     }
 
-    fn leave_stream(&mut self, number: u32, tell: bool) {
+    pub(super) fn leave_stream(&mut self, number: u32, tell: bool) {
         let delay = self.delay();
         let Some(stream) = self.streams.get_mut(number) else { return };
         stream.left = true;

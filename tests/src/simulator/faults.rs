@@ -2,7 +2,7 @@
 
 use super::{
     attach::input_of,
-    node::Input,
+    node::{Deliver, Input},
     world::{Event, MILLISECOND, ROOT, SECOND, World},
 };
 
@@ -48,14 +48,20 @@ impl World {
 
     fn end_life(&mut self, node: usize) -> bool {
         let this = &mut self.nodes[node];
-        if this.body.take().is_none() {
-            return false;
-        }
+        let Some(body) = this.body.take() else { return false };
         this.life += 1;
         (this.waking, this.paused, this.room_since) = (false, false, None);
         for what in std::mem::take(&mut this.inbox) {
             self.undeliverable(what);
         }
+        // Whom it was dialling finds the connection closed, though nothing was ever written to it.
+        if let Some(tie) = body.dialled() {
+            self.give_up(tie);
+        }
+        if let Deliver::Dialling(stream) = body.deliver {
+            self.leave_stream(stream, true);
+        }
+        drop(body);
         // A process's memory goes in any order; what that tells others has one.
         self.bells.take(&mut self.rung);
         self.rung.sort_unstable();
