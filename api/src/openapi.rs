@@ -69,11 +69,21 @@ fn generates(summary: &str, answer: &str, event: &str) -> Value {
         "Last-Event-ID",
         "The id of the last event that was seen of a stream: it goes on behind that. The body has to be the same.",
     );
-    let events = format!(
-        "With \"stream\": true, events: `id: …`, then `data: ` and JSON as in #/components/schemas/{event}. The last is `data: \
-         [DONE]`; where `data` has an `error` instead, the answer is incomplete. Lines that begin with a colon are signs of life."
-    );
-    let stream = json!({ "text/event-stream": { "schema": { "type": "string", "description": events } } });
+    let json = json!({ "anyOf": [reference(event), reference("Error")] });
+    let data = json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": json });
+    let about = "With \"stream\": true, events. The last has [DONE] for its data; where one has an `error` instead, the answer is \
+                 incomplete. Comments are signs of life.";
+    let one = json!({
+        "description": about,
+        "type": "object",
+        "properties": {
+            "id": { "type": "string", "description": "For Last-Event-ID. [DONE] and errors have none of their own." },
+            "data": { "anyOf": [{ "const": "[DONE]" }, data] },
+        },
+        "required": ["data"],
+    });
+    // Each event's, as tools read it that know of events; OpenAPI 3.1 has no word for that.
+    let stream = json!({ "text/event-stream": { "schema": one } });
     asks(summary, answer, stream, &[last])
 }
 
@@ -81,10 +91,12 @@ fn generates(summary: &str, answer: &str, event: &str) -> Value {
 fn asks(summary: &str, answer: &str, further: Value, headers: &[Value]) -> Value {
     let mut content = json!({ "application/json": { "schema": reference(answer) } });
     merge(&mut content, further);
-    let mut parameters = vec![header_in(
+    let mut key = header_in(
         "Idempotency-Key",
         "The same key with the same body gets the same answer, which is not generated again; with another body it is refused.",
-    )];
+    );
+    key["schema"] = json!({ "type": "string", "pattern": "^[ -~]{1,255}$" });
+    let mut parameters = vec![key];
     parameters.extend_from_slice(headers);
     json!({
         "summary": summary,

@@ -73,6 +73,29 @@ assert (short.text, short.finish_reason) == ("1 2", "length"), short
 same = {client.completions.create(model="fake", prompt="seeded", max_tokens=12, seed=3).choices[0].text for _ in range(3)}
 assert len(same) == 1, same
 
+# Several choices, each with a text of its own, and how likely each token was, in both dialects.
+several = client.chat.completions.create(
+    model="fake", messages=[{"role": "user", "content": "tell me"}], n=3, seed=1, logprobs=True, max_tokens=4
+)
+assert [choice.index for choice in several.choices] == [0, 1, 2], several
+assert len({choice.message.content for choice in several.choices}) == 3, several
+assert all(len(choice.logprobs.content) == 4 for choice in several.choices), several
+echoed = client.completions.create(model="fake", prompt=[1, 32, 64], echo=True, logprobs=0, max_tokens=1).choices[0]
+assert echoed.text.startswith("The banyan sees"), echoed
+assert echoed.logprobs.token_logprobs[0] is None and len(echoed.logprobs.tokens) == 4, echoed
+read = client.completions.create(model="fake", prompt="one two", echo=True, logprobs=1, max_tokens=0)
+assert (read.choices[0].text, read.usage.completion_tokens) == ("one two", 0), read
+
+# Embeddings: the client asks for base64 and shows numbers; written as numbers they are the same.
+texts = [f"text {number}" for number in range(100)]
+packed = client.embeddings.create(model="fake", input=texts)
+plain = client.embeddings.create(model="fake", input=texts, encoding_format="float")
+assert [one.index for one in packed.data] == list(range(100)) and packed.usage.prompt_tokens == 200, packed.usage
+for one, other in zip(packed.data, plain.data):
+    assert all(abs(a - b) < 1e-7 for a, b in zip(one.embedding, other.embedding, strict=True)), (one, other)
+assert len({tuple(one.embedding) for one in packed.data}) > 80, "each text lies elsewhere, but for words that the fake takes for one"
+assert client.embeddings.create(model="fake", input=[1, 2, 3]).data[0].embedding != packed.data[0].embedding
+
 # Many at once, each with its own answer.
 failures = []
 

@@ -128,6 +128,32 @@ async fn the_main_job_works_without_any_network() {
 }
 
 #[tokio::test]
+async fn a_load_is_measured_by_clients_that_ask_again_and_by_clients_that_come_at_their_times() {
+    let up = Banyan::up("--nodes 2 --token-time 1ms").await;
+    let url = up.fact("page").await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let plot = folder.path().join("load.svg");
+    let within = "--first-token-within 20s --each-token-within 20s --answer-within 20s";
+    let line = format!("bench load --url {url} --concurrency 4 --rounds 2 --new 8 {within} --plot {} -o json", plot.display());
+    let closed = banyan(&line).await.json();
+    assert_eq!((&closed["answers"], &closed["tokens"], &closed["failed"]), (&json!(8), &json!(64), &json!(0)), "{closed}");
+    assert_eq!(closed["goodput_per_s"], closed["answers_per_s"]);
+    let counted = |name: &str| -> u64 {
+        let bars = closed["histograms"][name].as_array().expect("bars");
+        bars.iter().map(|bar| bar["count"].as_u64().expect("a number")).sum()
+    };
+    assert_eq!(["first_token", "each_token", "answer"].map(counted), [8, 8, 8]);
+    assert!(fs::read_to_string(&plot).expect("a picture").contains("time to first token"));
+
+    let line = format!("bench load --url {url}v1 --endpoint completions --rate 60 --time 1s --new 4 --answer-within 1ms -o json");
+    let open = banyan(&line).await.json();
+    let number = |name: &str| open[name].as_u64().expect("a number");
+    assert_eq!(number("answers") + number("refused") + number("failed"), number("offered"), "{open}");
+    assert!((30..120).contains(&number("offered")) && number("answers") > 0, "{open}");
+    assert_eq!(open["goodput_per_s"], 0.0, "no answer of four tokens is that fast");
+}
+
+#[tokio::test]
 async fn a_node_joins_a_running_up_with_its_name_and_its_parents() {
     let up = Banyan::up("--nodes 1").await;
     let etcd = up.fact("registry").await;

@@ -1,4 +1,4 @@
-//! With parts that others made: etcd, PyPI's openai client, Chromium. `./test --all` installs them and runs this; `./test`
+//! With parts that others made: etcd, PyPI's and npm's clients, schemathesis, Chromium. `./test --all` installs them and runs this; `./test`
 //! leaves suites out whose names begin with `real_`.
 
 use banyan_tests::{
@@ -6,9 +6,20 @@ use banyan_tests::{
     etcds::Etcds,
     eventually,
     process::banyan,
-    real::{etcdctl, python},
+    real::{etcdctl, node, python, schemathesis},
 };
 use serde_json::json;
+
+/// Waits until no node computes for anybody.
+async fn is_idle(up: &Banyan) {
+    let etcd = up.fact("registry").await;
+    eventually("nothing runs any more", || async {
+        let nodes = banyan(&format!("node tree -o json --etcd {etcd}")).await.json();
+        let idle = nodes.as_array()?.iter().all(|node| node["running"] == 0 && node["live"] == 0);
+        idle.then_some(())
+    })
+    .await;
+}
 
 fn passed(finished: &Finished) {
     assert_eq!(finished.code, 0, "{}\n{}", finished.out, finished.err);
@@ -69,23 +80,42 @@ async fn etcdctl_reads_the_embedded_registry() {
 }
 
 #[tokio::test]
-async fn the_openai_client_completes_streams_and_raises_the_right_errors() {
+async fn clients_of_pypi_and_npm_complete_stream_embed_and_raise_the_right_errors() {
     let up = Banyan::up("--nodes 2 --token-time 5ms").await;
     let base = up.fact("API").await;
     passed(&python("openai_client.py", &[&base]).await);
+    passed(&python("langchain_client.py", &[&base]).await);
+    passed(&node("openai_client.mjs", &[&base]).await);
+    // Who went away in the middle left nothing behind.
+    is_idle(&up).await;
+}
+
+#[tokio::test]
+async fn clients_wait_when_they_are_told_and_find_what_they_asked_for_before() {
+    // Two at once, a tenth of a second each; two wait at the node and eight at the root.
+    let up = Banyan::up("--nodes 1 --batch 2 --lane-entries 17 --token-time 5ms").await;
+    let base = up.fact("API").await;
+    passed(&python("openai_patience.py", &[&base]).await);
+    is_idle(&up).await;
+}
+
+#[tokio::test]
+async fn nothing_that_the_document_allows_or_forbids_is_answered_otherwise_than_documented() {
+    let up = Banyan::up("--nodes 2 --token-time 1ms").await;
+    let base = up.fact("API").await;
+    let url = base.replace("/v1", "/openapi.json");
+    let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,\
+                  response_schema_conformance,negative_data_rejection";
+    passed(
+        &schemathesis(&url, &["--checks", checks, "--max-examples", "40", "--seed", "7", "--phases", "coverage,fuzzing"]).await,
+    );
 }
 
 #[tokio::test]
 async fn a_person_asks_on_the_page_sees_tokens_appear_and_presses_stop() {
     let up = Banyan::up("--nodes 2 --token-time 60ms").await;
     let page = up.fact("page").await;
-    let etcd = up.fact("registry").await;
     passed(&python("page.py", &[&page]).await);
     // Stopping freed the node, not only the page.
-    eventually("nothing runs any more", || async {
-        let nodes = banyan(&format!("node tree -o json --etcd {etcd}")).await.json();
-        let idle = nodes.as_array()?.iter().all(|node| node["running"] == 0 && node["live"] == 0);
-        idle.then_some(())
-    })
-    .await;
+    is_idle(&up).await;
 }

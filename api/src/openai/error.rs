@@ -187,9 +187,10 @@ impl Error {
                 Error::no_such_model(model, known)
             }
             v1::Failure::TooLong => {
+                // LangChain knows it by the code's text, and newer clients of OpenAI's show it the message alone.
                 let message = format!(
                     "this model's maximum context length is {} tokens, and at least {} were asked for in prompt and completion: shorten \
-                     the prompt, or ask for fewer tokens",
+                     the prompt, or ask for fewer tokens (context_length_exceeded)",
                     failed.limit, failed.got
                 );
                 Error { code: Some("context_length_exceeded"), ..Error::parameter(prompt, message) }

@@ -21,8 +21,8 @@ pub(crate) struct Integer(pub(crate) RangeInclusive<i64>);
 /// Yes or no.
 pub(crate) struct Boolean;
 
-/// A string of so many bytes at most.
-pub(crate) struct Text(pub(crate) usize);
+/// A string of so many bytes.
+pub(crate) struct Text(pub(crate) RangeInclusive<usize>);
 
 /// What is not offered, but for values that say what happens anyway.
 pub(crate) struct Refused {
@@ -59,7 +59,7 @@ impl Holds for Boolean {
 
 impl Holds for Text {
     fn schema(&self) -> Value {
-        json!({ "type": "string", "maxLength": self.0 })
+        json!({ "type": "string", "minLength": self.0.start().min(&1), "maxLength": self.0.end() })
     }
 }
 

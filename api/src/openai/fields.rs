@@ -72,8 +72,11 @@ impl Fields {
     pub(crate) fn text(&mut self, field: &Field<Text>) -> Result<Option<String>, Error> {
         match self.take(field.name) {
             None => Ok(None),
-            Some(Value::String(text)) if text.len() <= field.holds.0 => Ok(Some(text)),
-            Some(value) => Err(expected(field.name, &format_args!("a string of at most {} bytes", field.holds.0), &value)),
+            Some(Value::String(text)) if field.holds.0.contains(&text.len()) => Ok(Some(text)),
+            Some(value) => {
+                let (least, most) = (field.holds.0.start(), field.holds.0.end());
+                Err(expected(field.name, &format_args!("a string of {least} to {most} bytes"), &value))
+            }
         }
     }
 

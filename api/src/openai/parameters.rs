@@ -60,8 +60,8 @@ pub(super) static GENERATING: &[&dyn Documented] = &[
 ];
 
 static MODEL: Field<Text> =
-    Field { name: "model", holds: Text(MODEL_BYTES_MAX), about: "One of those that GET /v1/models lists." };
-static USER: Field<Text> = Field { name: "user", holds: Text(USER_BYTES_MAX), about: "Taken, and not used." };
+    Field { name: "model", holds: Text(1..=MODEL_BYTES_MAX), about: "One of those that GET /v1/models lists." };
+static USER: Field<Text> = Field { name: "user", holds: Text(0..=USER_BYTES_MAX), about: "Taken, and not used." };
 static DEADLINE_MS: Field<Integer> = Field {
     name: "deadline_ms",
     holds: Integer(1..=DEADLINE_MAX_MS),
@@ -208,9 +208,8 @@ impl Parameters {
     /// # Errors
     /// As [`read`](Self::read) has them.
     pub(super) fn common(fields: &mut Fields) -> Result<Self, Error> {
-        let model = match fields.text(&MODEL)? {
-            Some(model) if !model.is_empty() => model,
-            _ => return Err(Error::parameter("model", "'model' is missing: name one of those that GET /v1/models lists")),
+        let Some(model) = fields.text(&MODEL)? else {
+            return Err(Error::parameter("model", "'model' is missing: name one of those that GET /v1/models lists"));
         };
         let mut read = Parameters::of(model);
         read.deadline = fields.integer(&DEADLINE_MS)?.map(|ms| Duration::from_millis(ms.unsigned_abs()));

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     /// The key to ask with.
-    #[arg(long, env = "OPENAI_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(long, env = "BANYAN_API_KEY", value_name = "KEY", hide_env_values = true)]
     key: Option<String>,
     /// The model to ask for; by default the first that GET /v1/models lists.
     #[arg(long, value_name = "NAME")]
