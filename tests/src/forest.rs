@@ -33,6 +33,8 @@ pub struct Forest {
     embedded: Option<Banyan>,
     /// Before harm was done, by process id.
     before: BTreeMap<u32, Footprint>,
+    /// That of the root which reigned then: whoever reigns later holds as much.
+    before_reigning: Option<Footprint>,
 }
 
 /// How a node is started; a root has no parent.
@@ -156,6 +158,7 @@ impl Forest {
             registry,
             embedded: None,
             before: BTreeMap::new(),
+            before_reigning: None,
         }
     }
 
