@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{openai::Error, routes::Context};
+use crate::{caller::Caller, openai::Error, routes::Context};
 
 /// The unit in which memory is counted out.
 const PERMIT_BYTES: usize = 1024;
@@ -30,6 +30,8 @@ pub(crate) struct Arrival {
     pub(crate) key: u64,
     /// Whether it does, at the time that it was told.
     pub(crate) returning: bool,
+    /// Who asks.
+    pub(crate) caller: Caller,
     _memory: OwnedSemaphorePermit,
 }
 
@@ -57,6 +59,7 @@ impl FromRequest<Context> for Whole {
         let wanted = u32::try_from(permits(most)).unwrap_or(u32::MAX);
         let Ok(mut memory) = context.bodies.clone().try_acquire_many_owned(wanted) else { return Err(Error::crowded()) };
         let path = request.uri().path().to_owned();
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
         let body: Limited<Body> = Limited::new(request.into_body(), limits.body_bytes);
         let arrived = tokio::select! {
             biased;
@@ -69,7 +72,7 @@ impl FromRequest<Context> for Whole {
                 // Dropped, the rest is free again.
                 drop(memory.split(memory.num_permits().saturating_sub(permits(bytes.len()))));
                 let key = context.returns.key(&path, &bytes);
-                let arrival = Arrival { key, returning: context.returns.is_back(key, Instant::now()), _memory: memory };
+                let arrival = Arrival { key, returning: context.returns.is_back(key, Instant::now()), caller, _memory: memory };
                 Ok(Whole { bytes, arrival })
             }
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),

@@ -2,12 +2,20 @@
 
 use std::time::Duration;
 
+use banyan_store::Store;
+
 /// How an API runs.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Host names, beside `localhost` and the loopback addresses, that are accepted while the API listens on loopback: those
     /// of a reverse proxy on the same machine. Elsewhere every name is accepted.
     pub hosts: Vec<String>,
+    /// What keys, usage, conversations, files and batches are kept in. Without one there are none.
+    pub store: Option<Store>,
+    /// Serves without keys beyond loopback too, as long as none was ever made.
+    pub open: bool,
+    /// What this API is called in answers; its address by default.
+    pub replica: Option<String>,
     /// What is bounded, and how.
     pub limits: Limits,
 }
@@ -42,6 +50,10 @@ pub struct Limits {
     pub failover: Duration,
     /// How long a query may take when its request does not say.
     pub deadline: Duration,
+    /// Conversations over WebSockets at once. Each costs what a connection does, and what its last messages take.
+    pub sockets: usize,
+    /// How long nobody may say anything in one of them.
+    pub chat_idle: Duration,
     /// How long answers may go on after [`stop`](crate::Api::stop).
     pub drain: Duration,
 }
@@ -61,6 +73,8 @@ impl Default for Limits {
             root_retry: Duration::from_secs(3),
             failover: Duration::from_secs(20),
             deadline: Duration::from_secs(300),
+            sockets: 8192,
+            chat_idle: Duration::from_secs(900),
             drain: Duration::from_secs(5),
         }
     }

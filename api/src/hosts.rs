@@ -50,7 +50,9 @@ impl Hosts {
                  name to the API's hosts",
             ));
         }
-        let reads_only = matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        // A WebSocket begins as a reading, and browsers let every page open one.
+        let reads_only = matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS)
+            && !request.headers.contains_key(header::UPGRADE);
         if let Some(origin) = request.headers.get(header::ORIGIN)
             && !reads_only
             && !origin.to_str().is_ok_and(|origin| self.own_page(origin, request))

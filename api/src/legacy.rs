@@ -33,7 +33,7 @@ pub(crate) async fn arranca(State(context): State<Context>, whole: Whole) -> Res
     let mut parameters = Parameters::of(model);
     parameters.generation.max_tokens = MAX_TOKENS;
     let order = Order { dialect: Dialect::Completions, parameters, prompts: vec![Prompt::Text(text)], echo: true };
-    let mut reply = Reply::start(&context, order, &Comeback::default(), whole.arrival);
+    let mut reply = Reply::start(&context, order, &Comeback::default(), whole.arrival).await?;
     reply.gather().await?;
     request.insert("text".to_owned(), std::mem::take(&mut reply.choices[0].text).into());
     request.insert("request_id".to_owned(), number.into());

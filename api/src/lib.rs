@@ -4,17 +4,25 @@
 //! what comes back into the shapes that clients know. Who runs a query, and what happens when that one dies, is the tree's.
 
 mod answer;
+mod asked;
+mod batches;
 mod body;
+mod caller;
 mod catalogue;
+mod chat;
 mod config;
+mod conversations;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzed;
 mod health;
 mod hosts;
+mod keyring;
 mod legacy;
 mod openai;
 mod openapi;
 mod pages;
+mod recorder;
 mod request_id;
 mod returns;
 mod root;
@@ -22,7 +30,9 @@ mod routes;
 mod server;
 mod sse;
 mod stall;
+mod tally;
 mod under_way;
+mod usage;
 
 pub use config::{Config, Limits};
 pub use server::{Api, StartError};

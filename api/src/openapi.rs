@@ -3,6 +3,8 @@
 //! Requests are described by the fields that the handlers read them by, answers by the types that they write. Which paths there
 //! are stands in `routes.rs` as well; a test compares the two.
 
+mod kept;
+
 use std::sync::OnceLock;
 
 use axum::{
@@ -38,7 +40,21 @@ pub(crate) fn document() -> Value {
     })
 }
 
+/// What a key is needed for may fail for the lack of it.
 fn paths() -> Value {
+    let mut paths = own_paths();
+    merge(&mut paths, kept::paths());
+    for (path, operations) in paths.as_object_mut().into_iter().flatten() {
+        if path.starts_with("/v1/") || path.starts_with("/arranca") {
+            for (_, operation) in operations.as_object_mut().into_iter().flatten() {
+                operation["responses"]["401"] = json!({ "$ref": "#/components/responses/401" });
+            }
+        }
+    }
+    paths
+}
+
+fn own_paths() -> Value {
     let cancel = json!({ "delete": {
         "summary": "Ends a stream that was asked for as resumable",
         "parameters": [path("id", "The answer's, as its events have it.")],
@@ -141,6 +157,7 @@ fn responses(mut success: Value, failures: &[&str]) -> Value {
 fn failures() -> Value {
     let texts = [
         ("400", "The request is wrong: `param` names where, and `message` says what would be right."),
+        ("401", "There are keys, and none of them was sent."),
         ("403", "The host or origin is not served."),
         ("404", "There is no such model, answer or path."),
         ("405", "Another method is the right one."),
@@ -149,8 +166,10 @@ fn failures() -> Value {
         ("413", "The body is too large."),
         ("429", "There is no room: ask again after `retry-after` seconds."),
         ("500", "The tree failed."),
+        ("501", "This API keeps nothing."),
         ("503", "There is no root or no node for it now: ask again."),
         ("504", "The deadline passed."),
+        ("507", "Nothing can be kept: the disk is full."),
     ];
     let one = |(status, about): (&str, &str)| {
         let mut response = with_json(about, "Error");
@@ -197,6 +216,12 @@ fn merge(into: &mut Value, more: Value) {
 }
 
 fn schemas() -> Value {
+    let mut schemas = own_schemas();
+    merge(&mut schemas, kept::schemas());
+    schemas
+}
+
+fn own_schemas() -> Value {
     json!({
         "ChatRequest": openai::chat::schema(),
         "CompletionRequest": openai::completions::schema(),

@@ -15,10 +15,15 @@ static NAME: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ones are not somebody's id.
 const LENGTH_MAX: usize = 128;
 
+/// What a request is called.
+#[derive(Clone)]
+pub(crate) struct Name(pub(crate) HeaderValue);
+
 /// Names the request in its response and in the log.
-pub(crate) async fn named(request: Request, next: Next) -> Response {
+pub(crate) async fn named(mut request: Request, next: Next) -> Response {
     let id = request.headers().get(&NAME).filter(|id| is_sane(id)).cloned().unwrap_or_else(fresh);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    request.extensions_mut().insert(Name(id.clone()));
     let started = Instant::now();
     let mut response = next.run(request).await;
     debug!(?id, %method, path, status = response.status().as_u16(), after = ?started.elapsed(), "answered");

@@ -4,25 +4,30 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{DefaultBodyLimit, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
 use banyan_proto::nearest;
-use tokio::sync::Semaphore;
+use banyan_store::Store;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
 use crate::{
-    Limits, health, hosts,
+    Limits, batches, caller, chat, conversations, files, health, hosts,
     hosts::Hosts,
+    keyring::Keyring,
     legacy,
     openai::{self, Error},
-    openapi, pages, request_id,
+    openapi, pages,
+    recorder::Recorder,
+    request_id,
     returns::Returns,
     root::Roots,
+    usage,
 };
 
 /// What handlers share.
@@ -32,9 +37,18 @@ pub(crate) struct Shared {
     pub(crate) roots: Arc<Roots>,
     pub(crate) limits: Limits,
     pub(crate) hosts: Hosts,
+    pub(crate) store: Option<Store>,
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) recorder: Recorder,
+    /// What this API is called.
+    pub(crate) replica: String,
     pub(crate) returns: Returns,
     /// Memory for requests: permits of a KiB.
     pub(crate) bodies: Arc<Semaphore>,
+    /// Conversations over WebSockets that may still begin.
+    pub(crate) sockets: Arc<Semaphore>,
+    /// Told when there is a new batch.
+    pub(crate) batches: Notify,
     /// Nothing new is accepted.
     pub(crate) stopping: CancellationToken,
     /// What still goes on ends now.
@@ -43,12 +57,25 @@ pub(crate) struct Shared {
     pub(crate) legacy_count: AtomicU64,
 }
 
+impl Shared {
+    /// # Errors
+    /// When this API has none.
+    pub(crate) fn store(&self) -> Result<&Store, Error> {
+        self.store.as_ref().ok_or_else(Error::no_store)
+    }
+}
+
 /// The paths that people mistype.
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 13] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models",
+    "/v1/files",
+    "/v1/batches",
+    "/v1/conversations",
+    "/v1/usage",
+    "/v1/chat/ws",
     "/openapi.json",
     "/arranca/",
     "/livez",
@@ -66,6 +93,19 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/chat/completions/{id}", delete(openai::cancel))
         .route("/v1/completions/{id}", delete(openai::cancel))
+        .route("/v1/chat/ws", get(chat::open))
+        .route("/v1/files", get(files::list).post(files::upload).layer(DefaultBodyLimit::disable()))
+        .route("/v1/files/{id}", get(files::one).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", get(batches::list).post(batches::create))
+        .route("/v1/batches/{id}", get(batches::one))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/conversations", get(conversations::list).post(conversations::create))
+        .route("/v1/conversations/search", get(conversations::search))
+        .route("/v1/conversations/{id}", get(conversations::one).patch(conversations::rename).delete(conversations::delete))
+        .route("/v1/conversations/{id}/messages", post(conversations::append))
+        .route("/v1/usage", get(usage::usage))
+        .route("/v1/usage/requests", get(usage::requests))
         .route("/arranca/", post(legacy::arranca))
         .route("/arranca", post(legacy::arranca))
         .route("/livez", get(health::livez))
@@ -73,6 +113,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/openapi.json", get(openapi::openapi))
         .fallback(page_or_nothing)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(context.clone(), caller::known))
         .layer(from_fn_with_state(context.clone(), nothing_new))
         .layer(from_fn_with_state(context.clone(), hosts::only_known))
         .layer(CatchPanicLayer::custom(|_| {

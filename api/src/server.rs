@@ -24,12 +24,17 @@ use tokio::{
     sync::{Semaphore, watch},
     task::{JoinHandle, JoinSet},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Config, body,
+    Config, batches, body,
     hosts::Hosts,
+    keyring::Keyring,
+    recorder::Recorder,
     root::Roots,
     routes::{self, Shared},
     stall::Stalling,
@@ -51,6 +56,10 @@ pub struct Api {
     stopping: CancellationToken,
     ending: CancellationToken,
     task: JoinHandle<()>,
+    /// Writes down what has ended.
+    recording: Option<JoinHandle<()>>,
+    /// Ends what looks after the store.
+    _caring: DropGuard,
     /// Keeps the registry's watch alive.
     _registry: Option<Registry>,
 }
@@ -61,15 +70,24 @@ pub enum StartError {
     /// The listener is of no use.
     #[error("failed to read the address that the API listens on")]
     Address(#[source] io::Error),
+    /// The store can't be asked for its keys.
+    #[error("failed to read the keys")]
+    Store(#[source] banyan_store::Error),
+    /// It would serve whoever reaches it.
+    #[error("the API would serve anybody who reaches {address}, as there are no keys")]
+    Open {
+        /// Where it would listen.
+        address: SocketAddr,
+    },
 }
 
 impl Api {
     /// Serves on `listener`, asking the roots that `registry` names.
     ///
     /// # Errors
-    /// When the listener has no address.
+    /// When the listener has no address, the store can't be read, or nothing would keep strangers out.
     pub async fn start(config: Config, registry: Registry, listener: TcpListener) -> Result<Api, StartError> {
-        let mut api = Self::over(config, registry.watch(), listener)?;
+        let mut api = Self::over(config, registry.watch(), listener).await?;
         api._registry = Some(registry);
         Ok(api)
     }
@@ -77,23 +95,45 @@ impl Api {
     /// Serves on `listener`, asking the roots in a view that comes from elsewhere than a registry.
     ///
     /// # Errors
-    /// When the listener has no address.
-    pub fn over(config: Config, view: watch::Receiver<Arc<View>>, listener: TcpListener) -> Result<Api, StartError> {
+    /// As [`Api::start`].
+    pub async fn over(config: Config, view: watch::Receiver<Arc<View>>, listener: TcpListener) -> Result<Api, StartError> {
         let address = listener.local_addr().map_err(StartError::Address)?;
         let (stopping, ending) = (CancellationToken::new(), CancellationToken::new());
+        let caring = CancellationToken::new();
+        let (mut keyring, mut recorder, mut recording) = (Arc::new(Keyring::none()), Recorder::none(), None);
+        if let Some(store) = &config.store {
+            let beyond = !address.ip().to_canonical().is_loopback();
+            keyring = Arc::new(Keyring::load(store, beyond && !config.open).await.map_err(StartError::Store)?);
+            if keyring.is_empty() && beyond && !config.open {
+                return Err(StartError::Open { address });
+            }
+            let (started, task) = Recorder::start(store.clone());
+            (recorder, recording) = (started, Some(task));
+            tokio::spawn(caring.clone().run_until_cancelled_owned(Arc::clone(&keyring).follow(store.clone())));
+        }
         let shared = Arc::new(Shared {
             hosts: Hosts::new(address, config.hosts),
+            store: config.store,
+            keyring,
+            recorder,
+            replica: config.replica.unwrap_or_else(|| address.to_string()),
             roots: Arc::new(Roots::new(view, config.limits.root_retry, config.limits.failover)),
             returns: Default::default(),
             bodies: Arc::new(Semaphore::new(body::permits(config.limits.bodies_bytes))),
-            limits: config.limits,
             stopping: stopping.clone(),
             ending: ending.clone(),
+            sockets: Arc::new(Semaphore::new(config.limits.sockets)),
+            batches: Default::default(),
             legacy_count: Default::default(),
+            limits: config.limits,
         });
+        if let Some(store) = &shared.store {
+            let working = batches::work(Arc::clone(&shared), routes::router(Arc::clone(&shared)), store.clone());
+            tokio::spawn(caring.clone().run_until_cancelled_owned(working));
+        }
         info!(%address, "API listens");
         let task = tokio::spawn(serve(listener, shared));
-        Ok(Api { address, stopping, ending, task, _registry: None })
+        Ok(Api { address, stopping, ending, task, recording, _caring: caring.drop_guard(), _registry: None })
     }
 
     /// Where it listens.
@@ -107,6 +147,12 @@ impl Api {
         self.stopping.cancel();
         if let Err(error) = (&mut self.task).await {
             warn!(%error, "API's task failed");
+        }
+        // What it served is gone, and so nothing more comes to be written.
+        if let Some(recording) = self.recording.take()
+            && tokio::time::timeout(CLOSING, recording).await.is_err()
+        {
+            warn!("some usage was not written");
         }
     }
 }
@@ -164,11 +210,17 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 
     connections.close();
+    let sockets = u32::try_from(limits.sockets).unwrap_or(u32::MAX);
+    let all_closed = || async {
+        connections.wait().await;
+        // Those that became WebSockets are no connections any more.
+        drop(shared.sockets.acquire_many(sockets).await);
+    };
     let ended = async {
-        if tokio::time::timeout(limits.drain, connections.wait()).await.is_err() {
+        if tokio::time::timeout(limits.drain, all_closed()).await.is_err() {
             // Whoever still reads an answer is told why it ends.
             shared.ending.cancel();
-            if tokio::time::timeout(CLOSING, connections.wait()).await.is_err() {
+            if tokio::time::timeout(CLOSING, all_closed()).await.is_err() {
                 debug!("connections cut");
             }
         }
@@ -217,7 +269,7 @@ fn connection(
 ) -> impl Future<Output = Result<(), hyper::Error>> + Send + use<> {
     let stream = Stalling::new(stream, shared.limits.write_stall);
     let (requests, writing) = (UnderWay::default(), stream.waits());
-    let serving = http.serve_connection(TokioIo::new(stream), requests.counted(service));
+    let serving = http.serve_connection(TokioIo::new(stream), requests.counted(service)).with_upgrades();
     let shared = Arc::clone(shared);
     async move {
         let mut serving = pin!(serving);

@@ -9,6 +9,7 @@ use crate::{
     exit::{Code, Failure},
     listen, output,
     stop::Stop,
+    store::StoreArgs,
 };
 
 /// Of a request: what the tree's messages hold, with what else they carry.
@@ -24,9 +25,23 @@ pub(crate) enum Command {
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
+    #[arg(long, env = "BANYAN_OPEN")]
+    open: bool,
+    /// How long nobody may say anything in a chat over a WebSocket.
+    #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
+    chat_idle: Duration,
+    /// What this API calls itself in answers; its address by default.
+    #[arg(long, env = "BANYAN_REPLICA", value_name = "NAME")]
+    replica: Option<String>,
     /// Where to serve HTTP; 0.0.0.0 lets other machines in.
     #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", default_value = listen::API, value_parser = args::address)]
     listen: String,
+    /// A public name, where a proxy on this machine stands before an API that listens on loopback.
+    #[arg(long = "host", env = "BANYAN_HOSTS", value_name = "NAME", value_delimiter = ',')]
+    hosts: Vec<String>,
     /// Connections at once; more wait in the kernel.
     #[arg(long, env = "BANYAN_CONNECTIONS", value_name = "N", default_value = "8192", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
@@ -55,11 +70,12 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         body_bytes: bytes(args.body_bytes),
         bodies_bytes: bytes(args.bodies_bytes),
         drain: args.drain,
+        chat_idle: args.chat_idle,
         ..Limits::default()
     };
-    let api = Api::start(banyan_api::Config { limits, ..banyan_api::Config::default() }, registry, listener)
-        .await
-        .map_err(anyhow::Error::new)?;
+    let store = Some(stop.unless(args.store.open()).await?);
+    let config = banyan_api::Config { hosts: args.hosts, store, open: args.open, replica: args.replica, limits };
+    let api = Api::start(config, registry, listener).await?;
     output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1", api.address()))?;
     stop.asked().await;
     api.stop().await;

@@ -48,8 +48,13 @@ impl Fleet {
         })
     }
 
-    pub(crate) async fn start_api(&mut self, registry: Registry, listener: TcpListener) -> Result<&Api, Failure> {
-        let api = Api::start(banyan_api::Config::default(), registry, listener).await.map_err(anyhow::Error::new)?;
+    pub(crate) async fn start_api(
+        &mut self,
+        config: banyan_api::Config,
+        registry: Registry,
+        listener: TcpListener,
+    ) -> Result<&Api, Failure> {
+        let api = Api::start(config, registry, listener).await?;
         Ok(self.api.insert(api))
     }
 

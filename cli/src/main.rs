@@ -12,14 +12,17 @@ mod exit;
 mod fleet;
 mod http;
 mod inference;
+mod key;
 mod listen;
 mod lookout;
 mod node;
 mod output;
 mod registry;
 mod stop;
+mod store;
 mod terminal;
 mod up;
+mod usage;
 mod why;
 
 use std::process::ExitCode;
@@ -51,6 +54,11 @@ enum Command {
     /// The HTTP API and the chat page.
     #[command(subcommand)]
     Api(api::Command),
+    /// Who may ask the API, for what, and how much a minute.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Shows who used how much of what.
+    Usage(usage::Args),
     /// The embedded registry, on its own.
     #[command(subcommand)]
     Registry(registry::Command),
@@ -88,6 +96,8 @@ async fn run(command: Command, stop: Stop) -> Result<(), Failure> {
         // These have an end of their own, and are interrupted before it.
         Command::Node(command) => stop.unless(node::look(command)).await,
         Command::Why(args) => stop.unless(why::run(args)).await,
+        Command::Key(command) => stop.unless(key::run(command)).await,
+        Command::Usage(args) => stop.unless(usage::run(args)).await,
         Command::Bench(command) => stop.unless(bench::run(command)).await,
     }
 }
@@ -123,6 +133,14 @@ mod tests {
             "node run a --parent root --drain 10s",
             "why chatcmpl-0123",
             "api run --etcd http://127.0.0.1:2379 --listen 127.0.0.1:8080",
+            "api run --store postgres://banyan@localhost/banyan --listen 0.0.0.0:8080 --open --replica a --host chat.example.com --chat-idle 5m",
+            "up --store memory",
+            "key create --name me --rpm 60 --tpm 10000 --models gpt2,tiny --store keys.db",
+            "key list -o name",
+            "key revoke me",
+            "key rotate me --grace 1h -o json",
+            "usage --from 2026-11-01 --to 2026-11-20 --key me -o csv",
+            "usage --requests 20",
             "registry serve --listen 127.0.0.1:2379 --file registry.json",
             "bench route --depth 1 --depth 2 -o json",
             "bench route --compare classic",
@@ -159,6 +177,12 @@ mod tests {
             "why",
             "why chatcmpl-",
             "why roots",
+            "key create",
+            "key create --name me --rpm 0",
+            "key rotate",
+            "usage --from yesterday",
+            "usage --from 2026-11-01 --requests 5",
+            "up --store mysql://localhost",
             "bench route --depth 0",
             "bench route --compare weighted",
         ] {

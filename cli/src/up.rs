@@ -14,6 +14,7 @@ use crate::{
     inference::{self, InferenceArgs},
     listen, output,
     stop::Stop,
+    store::StoreArgs,
 };
 
 /// Long enough for a registry on this machine to say that it is one.
@@ -36,6 +37,14 @@ pub(crate) struct Args {
     /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
     #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
     cluster: NodeName,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
+    #[arg(long, env = "BANYAN_OPEN")]
+    open: bool,
+    /// How long nobody may say anything in a chat over a WebSocket.
+    #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
+    chat_idle: Duration,
     #[command(flatten)]
     lanes: LaneArgs,
     #[command(flatten)]
@@ -70,6 +79,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     for _ in 0..=args.nodes {
         node_listeners.push(listen::bind_node(None).await?);
     }
+    let store = Some(args.store.open().await?);
     let endpoints = match (&args.etcd, registry_listener) {
         (None, Some(listener)) => vec![format!("http://{}", fleet.start_registry(listener).await?.address())],
         (endpoints, _) => endpoints.clone().unwrap_or_default(),
@@ -105,7 +115,9 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;
     }
     fleet.ready().await;
-    let address = fleet.start_api(registry, api_listener).await?.address();
+    let limits = banyan_api::Limits { chat_idle: args.chat_idle, ..banyan_api::Limits::default() };
+    let config = banyan_api::Config { store, open: args.open, limits, ..banyan_api::Config::default() };
+    let address = fleet.start_api(config, registry, api_listener).await?.address();
 
     let nodes = output::count(usize::from(args.nodes), "node");
     let etcd = endpoints.join(",");

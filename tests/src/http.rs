@@ -77,6 +77,32 @@ impl Http {
         self.send("POST", path, &[], body.to_string().into()).await.whole().await
     }
 
+    /// Asks anything.
+    pub async fn ask(self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+        self.send(method, path, headers, body.into()).await.whole().await
+    }
+
+    /// As [`Http::ask`], where nobody may be there.
+    pub async fn try_ask(
+        self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, String> {
+        self.try_send(method, path, headers, body.into()).await?.try_whole().await
+    }
+
+    /// Uploads a file for a batch, as OpenAI's clients do.
+    pub async fn upload(self, headers: &[(&str, &str)], content: &str) -> Answer {
+        let form = format!(
+            "--edge\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--edge\r\ncontent-disposition: form-data; \
+             name=\"file\"; filename=\"in.jsonl\"\r\ncontent-type: application/octet-stream\r\n\r\n{content}\r\n--edge--\r\n"
+        );
+        let headers = [headers, &[("content-type", "multipart/form-data; boundary=edge")]].concat();
+        self.ask("POST", "/v1/files", &headers, form).await
+    }
+
     /// Posts anything.
     pub async fn post_bytes(self, path: &str, body: impl Into<Bytes>) -> Answer {
         self.send("POST", path, &[], body.into()).await.whole().await
@@ -126,11 +152,10 @@ impl Http {
         let connection = tokio::spawn(async move {
             let _ = connection.await;
         });
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.0.to_string())
-            .header(header::CONTENT_TYPE, "application/json");
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.0.to_string());
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
         let request = headers
             .iter()
             .fold(request, |request, (name, value)| request.header(*name, *value))

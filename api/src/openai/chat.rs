@@ -9,7 +9,6 @@ use super::{
     comeback::Comeback,
     field::{Boolean, Documented, Field, Integer, Other, Refused, object_schema},
     fields::{Fields, expected},
-    order::EVERYBODY,
     parameters::{COMMON, GENERATING, Parameters, TOP_LOGPROBS_MAX},
     reply,
 };
@@ -90,7 +89,7 @@ pub(crate) async fn chat_completions(
     whole: Whole,
 ) -> Result<Response, Error> {
     let order = read(&mut Fields::parse(&whole.bytes)?)?;
-    let comeback = Comeback::read(&headers, "/v1/chat/completions", EVERYBODY, &whole.bytes)?;
+    let comeback = Comeback::read(&headers, "/v1/chat/completions", &whole.arrival.caller.owner, &whole.bytes)?;
     reply::complete(&context, order, &comeback, whole.arrival).await
 }
 

@@ -9,7 +9,6 @@ use super::{
     comeback::Comeback,
     field::{Boolean, Documented, Field, Other, Refused, object_schema},
     fields::{Fields, expected, whole},
-    order::EVERYBODY,
     parameters::{COMMON, GENERATING, Parameters, TOP_LOGPROBS_MAX},
     reply,
 };
@@ -55,7 +54,7 @@ pub(crate) fn schema() -> Value {
 /// Continues prompts.
 pub(crate) async fn completions(State(context): State<Context>, headers: HeaderMap, whole: Whole) -> Result<Response, Error> {
     let order = read(&mut Fields::parse(&whole.bytes)?)?;
-    let comeback = Comeback::read(&headers, "/v1/completions", EVERYBODY, &whole.bytes)?;
+    let comeback = Comeback::read(&headers, "/v1/completions", &whole.arrival.caller.owner, &whole.bytes)?;
     reply::complete(&context, order, &comeback, whole.arrival).await
 }
 

@@ -22,7 +22,7 @@ use super::{
     completions::{prompts, prompts_schema},
     field::{Documented, Field, Other, Refused, object_schema},
     fields::{Fields, expected},
-    order::{self, EVERYBODY},
+    order,
     parameters::{COMMON, Parameters},
     reply,
     shapes::Origin,
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     answer::{self, Event, Failure, Query},
     body::Whole,
+    caller::Caller,
     routes::Context,
 };
 
@@ -110,16 +111,27 @@ pub(crate) struct Wanted {
 /// Says where texts lie.
 pub(crate) async fn embeddings(State(context): State<Context>, headers: HeaderMap, whole: Whole) -> Result<Response, Error> {
     let Wanted { parameters, inputs, base64 } = read(&mut Fields::parse(&whole.bytes)?)?;
-    let comeback = Comeback::read(&headers, "/v1/embeddings", EVERYBODY, &whole.bytes)?;
-    let queries = order::queries(&parameters, &inputs, &context, &comeback, whole.arrival.returning);
+    let comeback = Comeback::read(&headers, "/v1/embeddings", &whole.arrival.caller.owner, &whole.bytes)?;
+    let queries = order::queries(&parameters, &inputs, &context, &comeback, &whole.arrival);
     let first = queries[0].id;
-    let asked = stream::iter(queries).map(|query| ask(context.clone(), query)).buffered(ASKED_AT_ONCE).try_collect();
+    let tokens = queries.iter().map(|query| u64::from(query.tokens_max)).sum();
+    let mut tally = context.admit(&whole.arrival.caller, &parameters.model, tokens).await?;
+    tally.choices(first, queries.len(), 1, inputs.iter().map(order::bytes).sum());
+    let caller = &whole.arrival.caller;
+    let asked = stream::iter(queries).map(|query| ask(context.clone(), caller, query)).buffered(ASKED_AT_ONCE).try_collect();
     let answers: Vec<Answered> = tokio::select! {
         biased;
         answers = asked => answers,
         () = context.ending.cancelled() => Err(Failure::Closing),
     }
-    .map_err(|failure| reply::error(&context, &whole.arrival, &parameters.model, INPUT.name, failure))?;
+    .map_err(|failure| {
+        let error = reply::error(&context, &whole.arrival, &parameters.model, INPUT.name, failure);
+        tally.failed(&error);
+        error
+    })?;
+    for (index, answer) in answers.iter().enumerate() {
+        tally.ended(index, answer.tokens, answer.placed.as_ref());
+    }
     let prompt_tokens = answers.iter().fold(0, |sum: u32, answer| sum.saturating_add(answer.tokens));
     let placed = answers[0].placed.clone();
     let one = |(index, answer): (usize, Answered)| Embedding {
@@ -163,12 +175,17 @@ struct Answered {
     placed: Option<v1::Placed>,
 }
 
-async fn ask(context: Context, query: Query) -> Result<Answered, Failure> {
+async fn ask(context: Context, caller: &Caller, query: Query) -> Result<Answered, Failure> {
     let mut events = std::pin::pin!(answer::ask(context.roots.clone(), query, context.ending.clone()));
     let mut placed = None;
     while let Some(event) = events.next().await {
         match event? {
-            Event::Placed(now) => placed = Some(now),
+            Event::Placed(now) => {
+                if now.running {
+                    caller.runs();
+                }
+                placed = Some(now);
+            }
             Event::Tokens(..) => {}
             Event::End(finish) => {
                 let numbers = finish.told.unwrap_or_default().embedding;

@@ -9,10 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use banyan_proto::{nearest, v1};
+use banyan_store::{Error as StoreError, Key, Refused};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::{answer::Failure, root::AskError};
+use crate::{answer::Failure, keyring::Denied, root::AskError};
 
 /// Clients don't wait longer: OpenAI's for Node ignores more than 60 s, the one for Python refuses more than 120 s.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
@@ -94,6 +95,69 @@ impl Error {
     /// Our own fault, or the tree's.
     pub(crate) fn server(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
         Error::new(status, "server_error", message)
+    }
+
+    /// Who asks showed no good key: 401.
+    pub(crate) fn unknown_key(denied: Denied) -> Self {
+        let message = match denied {
+            Denied::Missing => {
+                "no API key was sent: send it as `Authorization: Bearer KEY`; the operator makes one with `banyan key create`"
+            }
+            Denied::Unknown => "the API key is not known here: check it, or ask the operator for another (`banyan key create`)",
+            Denied::Revoked => "the API key was revoked: ask the operator for another (`banyan key create`)",
+        };
+        Error { code: Some("invalid_api_key"), ..Error::invalid(message).status(StatusCode::UNAUTHORIZED) }
+    }
+
+    /// A key has used up one of its limits: 429.
+    pub(crate) fn limited(refused: Refused, key: &Key) -> Self {
+        let (what, limit) = match refused.by_tokens {
+            true => ("tokens", key.tokens_per_minute),
+            false => ("requests", key.requests_per_minute),
+        };
+        let message = format!(
+            "the key `{}` may use {} {what} a minute, and has: ask again in {} s",
+            key.name,
+            limit.unwrap_or_default(),
+            refused.retry_ms.div_ceil(1000)
+        );
+        let error = Error::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Error { code: Some("rate_limit_exceeded"), ..error.retry_after(Duration::from_millis(refused.retry_ms)) }
+    }
+
+    /// The store could not do what the request needs.
+    pub(crate) fn of_store(error: StoreError) -> Self {
+        if error.is_trouble() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "store in trouble");
+        }
+        match error {
+            StoreError::Missing(message) => Error::invalid(message).status(StatusCode::NOT_FOUND),
+            StoreError::Conflict(message) => Error::invalid(message).status(StatusCode::CONFLICT).not_again(),
+            StoreError::ReadOnly(_) => Error {
+                code: Some("read_only"),
+                ..Error::server(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "nothing can be kept, as the store's disk is full or read-only; what is there can be read, and chat goes on",
+                )
+                .not_again()
+            },
+            error => Error {
+                code: Some("store_unavailable"),
+                ..Error::server(StatusCode::SERVICE_UNAVAILABLE, format!("{error}: try again; chat goes on without it"))
+                    .retry_after(RETRY_AFTER)
+            },
+        }
+    }
+
+    /// This API runs without a store: 501.
+    pub(crate) fn no_store() -> Self {
+        let message = "this API keeps nothing: start it with `--store FILE` or `--store postgres://…`";
+        Error::server(StatusCode::NOT_IMPLEMENTED, message).not_again()
+    }
+
+    /// The status, as a number.
+    pub(crate) fn code(&self) -> u16 {
+        self.status.as_u16()
     }
 
     /// Requests take all the memory that they may: 429.

@@ -1,7 +1,7 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`: what the tree serves.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State, rejection::PathRejection},
 };
 use schemars::JsonSchema;
@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Error;
 use crate::{
+    caller::Caller,
     catalogue::{self, Offer},
     routes::Context,
 };
@@ -28,11 +29,11 @@ pub(crate) struct Model {
     created: u64,
     owned_by: &'static str,
     /// Ours.
-    banyan: Extension,
+    banyan: Served,
 }
 
 #[derive(JsonSchema, Serialize)]
-struct Extension {
+struct Served {
     /// Whether it has a chat template of its own; the others complete text.
     chat: bool,
     /// In tokens.
@@ -43,21 +44,26 @@ struct Extension {
 impl From<Offer> for Model {
     fn from(offer: Offer) -> Self {
         let nodes = offer.nodes.into_iter().map(String::from).collect();
-        let banyan = Extension { chat: offer.chat, context: offer.context, nodes };
+        let banyan = Served { chat: offer.chat, context: offer.context, nodes };
         Model { id: offer.id, object: "model", created: offer.created, owned_by: "banyan", banyan }
     }
 }
 
 /// All of them.
-pub(crate) async fn models(State(context): State<Context>) -> Json<List> {
-    let data = catalogue::offers(&context.roots.view()).into_iter().map(Model::from).collect();
-    Json(List { object: "list", data })
+pub(crate) async fn models(State(context): State<Context>, Extension(caller): Extension<Caller>) -> Json<List> {
+    let offers = catalogue::offers(&context.roots.view()).into_iter().filter(|offer| caller.may(&offer.id));
+    Json(List { object: "list", data: offers.map(Model::from).collect() })
 }
 
 /// One of them; names have slashes.
-pub(crate) async fn model(State(context): State<Context>, id: Result<Path<String>, PathRejection>) -> Result<Json<Model>, Error> {
+pub(crate) async fn model(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, Error> {
     let Path(id) = id?;
     let mut offers = catalogue::offers(&context.roots.view());
+    offers.retain(|offer| caller.may(&offer.id));
     match offers.iter().position(|offer| offer.id == id) {
         Some(at) => Ok(Json(offers.swap_remove(at).into())),
         None => Err(Error::no_such_model(&id, offers.iter().map(|offer| offer.id.as_str()))),

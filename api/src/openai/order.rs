@@ -8,10 +8,7 @@ use super::{
     comeback::Comeback,
     parameters::{CHOICES_MAX, Parameters},
 };
-use crate::{answer::Query, catalogue, routes::Context};
-
-/// Whose lane a query waits in while there are no keys to tell users apart.
-pub(crate) const EVERYBODY: &str = "everybody";
+use crate::{answer::Query, body::Arrival, catalogue, routes::Context};
 
 /// Each choice carries its prompt, so that a long one times many choices would take much memory.
 const COPIES_BYTES_MAX: usize = 16 << 20;
@@ -88,7 +85,7 @@ pub(super) fn queries(
     prompts: &[Prompt],
     context: &Context,
     comeback: &Comeback,
-    returning: bool,
+    arrival: &Arrival,
 ) -> Vec<Query> {
     let first = comeback.first(parameters.stream);
     let tokens = catalogue::context(&context.roots.view(), &parameters.model);
@@ -99,10 +96,10 @@ pub(super) fn queries(
         id: ids.next().expect("there is no end of numbers"),
         claim: claim.clone(),
         model: parameters.model.clone(),
-        owner: EVERYBODY.to_owned(),
-        priority: parameters.priority.unwrap_or(0),
+        owner: arrival.caller.owner.to_string(),
+        priority: parameters.priority.unwrap_or(0).min(arrival.caller.priority_max),
         deadline,
-        returning,
+        returning: arrival.returning,
         tokens_max: tokens_max(prompt, &parameters.generation, tokens),
         generation: parameters.generation(prompt.clone(), choice),
     };
@@ -113,7 +110,8 @@ pub(super) fn queries(
     queries
 }
 
-fn bytes(prompt: &Prompt) -> usize {
+/// What a prompt takes.
+pub(super) fn bytes(prompt: &Prompt) -> usize {
     match prompt {
         Prompt::Text(text) => text.len(),
         Prompt::Tokens(tokens) => tokens.ids.len() * size_of::<u32>(),

@@ -22,7 +22,7 @@ use tracing::debug;
 use super::{
     Dialect, Error, Order,
     comeback::Comeback,
-    order::queries,
+    order::{self, queries},
     shapes::{Chat, ChatLogprobs, Completion, CompletionLogprobs, Envelope, Message, Origin, Usage, finish_reason},
     stream,
 };
@@ -32,6 +32,7 @@ use crate::{
     catalogue,
     routes::Context,
     sse,
+    tally::Tally,
 };
 
 static NODE: HeaderName = HeaderName::from_static("x-banyan-node");
@@ -42,7 +43,7 @@ pub(crate) async fn complete(context: &Context, order: Order, comeback: &Comebac
     if order.parameters.stream && comeback.seen().is_some_and(|seen| seen.len() != choices) {
         return Err(Error::parameter("Last-Event-ID", "'Last-Event-ID' belongs to an answer with another number of choices"));
     }
-    let mut reply = Reply::start(context, order, comeback, arrival);
+    let mut reply = Reply::start(context, order, comeback, arrival).await?;
     let (response, node) = if reply.order.parameters.stream {
         let mut early = Vec::new();
         let first = tokio::time::timeout(context.limits.first_token, reply.until_first_token(&mut early)).await;
@@ -66,6 +67,7 @@ pub(crate) struct Reply {
     pub(super) context: Context,
     pub(super) order: Order,
     arrival: Arrival,
+    tally: Tally,
     pub(super) id: String,
     /// Unix time in seconds.
     created: u64,
@@ -105,9 +107,19 @@ impl Choice {
 }
 
 impl Reply {
-    /// Asks. Nothing is sent before the first event is awaited.
-    pub(crate) fn start(context: &Context, order: Order, comeback: &Comeback, arrival: Arrival) -> Self {
-        let queries = queries(&order.parameters, &order.prompts, context, comeback, arrival.returning);
+    /// Asks, when the caller may. Nothing is sent before the first event is awaited.
+    ///
+    /// # Errors
+    /// When the caller may not, or not now.
+    pub(crate) async fn start(context: &Context, order: Order, comeback: &Comeback, arrival: Arrival) -> Result<Self, Error> {
+        let queries = queries(&order.parameters, &order.prompts, context, comeback, &arrival);
+        let attaches = order.parameters.stream && comeback.seen().is_some();
+        let tokens = if attaches { 0 } else { queries.iter().map(|query| u64::from(query.tokens_max)).sum() };
+        let mut tally = context.admit(&arrival.caller, &order.parameters.model, tokens).await?;
+        tally.choices(queries[0].id, queries.len(), order.parameters.n, order.prompts.iter().map(order::bytes).sum());
+        if attaches {
+            tally.again();
+        }
         let unanswered = |query: &Query| Choice {
             query: query.id,
             placed: None,
@@ -123,17 +135,18 @@ impl Reply {
             events
                 .push(answer::ask(context.roots.clone(), query, context.ending.clone()).map(move |event| (index, event)).boxed());
         }
-        Reply {
+        Ok(Reply {
             id: format!("{}{}", order.dialect.prefix(), choices[0].query),
             // The same for whoever comes back for it elsewhere.
             created: choices[0].query.unix_seconds().unwrap_or_else(now),
             context: context.clone(),
             order,
             arrival,
+            tally,
             events,
             ending: Box::pin(context.ending.clone().cancelled_owned()),
             choices,
-        }
+        })
     }
 
     /// The next event; placements are noted on the way. `None` when all choices have ended.
@@ -143,8 +156,14 @@ impl Reply {
             next = self.events.next() => next?,
             () = &mut self.ending => return Some(Err(Failure::Closing)),
         };
-        if let Ok(Event::Placed(placed)) = &event {
-            self.choices[index].placed = Some(placed.clone());
+        if let Ok(event) = &event {
+            self.tally.note(index, event);
+            if let Event::Placed(placed) = event {
+                if placed.running {
+                    self.arrival.caller.runs();
+                }
+                self.choices[index].placed = Some(placed.clone());
+            }
         }
         Some(event.map(|event| (index, event)))
     }
@@ -241,6 +260,12 @@ impl Reply {
 
     /// What the client is told of a failure.
     pub(super) fn error(&self, failure: Failure) -> Error {
+        let error = self.told(failure);
+        self.tally.failed(&error);
+        error
+    }
+
+    fn told(&self, failure: Failure) -> Error {
         debug!(query = %self.choices[0].query, error = &failure as &dyn std::error::Error, "query failed");
         error(&self.context, &self.arrival, &self.order.parameters.model, self.order.dialect.prompt(), failure)
     }

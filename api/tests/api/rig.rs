@@ -42,7 +42,7 @@ impl Rig {
         let root = ScriptedRoot::start(Arc::new(script)).await;
         let (view, views) = watch::channel(Arc::new(view(Some(&root.address.to_string()), &["tiny", "openai-community/gpt2"])));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let api = Api::over(Config { limits, ..Config::default() }, views, listener).unwrap();
+        let api = Api::over(Config { limits, ..Config::default() }, views, listener).await.unwrap();
         Rig { api, root, view }
     }
 

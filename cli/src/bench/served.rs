@@ -42,5 +42,5 @@ async fn fill(fleet: &mut Fleet, engine: fleet::Engine) -> Result<SocketAddr, Fa
     fleet.start_node(Config::root(Clone::clone(&root)), registry.clone(), None, loopback().await?).await?;
     fleet.start_node(Config::child(node, root), registry.clone(), Some(engine), loopback().await?).await?;
     fleet.ready().await;
-    Ok(fleet.start_api(registry, loopback().await?).await?.address())
+    Ok(fleet.start_api(banyan_api::Config::default(), registry, loopback().await?).await?.address())
 }

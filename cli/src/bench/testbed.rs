@@ -87,7 +87,7 @@ impl Testbed {
                 blockers.push(asker.block(&plan.name).await?);
             }
         }
-        let api = fleet.start_api(registry, loopback().await?).await?.address();
+        let api = fleet.start_api(banyan_api::Config::default(), registry, loopback().await?).await?.address();
         // The first answer says that the tree is attached from top to bottom.
         let begun = Instant::now();
         while let Err(error) = asker.ask("ready?", 1).await {

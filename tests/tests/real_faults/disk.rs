@@ -1,4 +1,4 @@
-//! A disk that is full while a model is fetched. Needs root, for a file system of 1 MiB.
+//! A disk that is full while a model is fetched, or what was said is to be kept. Needs root, for a file system of 1 MiB.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +13,7 @@ use banyan_tests::{
     clients::Wish,
     forest::{node, root},
     process::Banyan,
+    socket::Socket,
 };
 use serde_json::json;
 use tokio::{
@@ -138,4 +139,37 @@ async fn a_full_disk_is_told_and_harms_nobody_and_a_larger_one_goes_on_where_it_
     forest.whole().await;
     forest.kill("b").await;
     forest.whole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_full_disk_history_can_be_read_and_chat_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = SmallDisk::mount(folder.path(), "1m");
+    let up = Banyan::up(&format!("--nodes 1 --store {}", folder.path().join("store.db").display())).await;
+    let api = up.api().await;
+    let (mut socket, _) = Socket::open(api.0, "client_id=me", None).await.expect("it connects");
+    let words = "word ".repeat(2_000);
+    let turn = json!({ "text": format!("[[count 3]] {words}") });
+    let mut told = String::new();
+    for _ in 0..100 {
+        let (done, _) = socket.turn(&turn).await.expect("an answer");
+        assert_eq!((&done["type"], &done["text"]), (&json!("done"), &json!("1 2 3")), "{done}");
+        told = done["history"].as_str().expect("a word").to_owned();
+        if told != "kept" {
+            break;
+        }
+    }
+    assert_eq!(told, "read_only");
+    let listed = api.get("/v1/conversations").await.json();
+    let id = listed["data"][0]["id"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned();
+    let read = api.get(&format!("/v1/conversations/{id}?last=2")).await.json();
+    assert_eq!(read["items"].as_array().map(Vec::len), Some(2), "{read}");
+    let more = json!({ "messages": [{ "role": "user", "content": words.repeat(20) }] });
+    let refused = api.post(&format!("/v1/conversations/{id}/messages"), &more).await;
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (507, &json!("read_only")));
+
+    disk.grow("64m");
+    let (done, _) = socket.turn(&turn).await.expect("an answer");
+    assert_eq!(done["history"], "kept", "{done}");
+    drop(up);
 }

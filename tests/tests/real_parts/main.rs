@@ -1,6 +1,9 @@
 //! With parts that others made: etcd, PyPI's and npm's clients, schemathesis, Chromium. `./test --all` installs them and runs this; `./test`
 //! leaves suites out whose names begin with `real_`.
 
+mod nginx;
+mod postgres;
+
 use banyan_tests::{
     Banyan, Finished,
     etcds::Etcds,
@@ -109,6 +112,15 @@ async fn nothing_that_the_document_allows_or_forbids_is_answered_otherwise_than_
     passed(
         &schemathesis(&url, &["--checks", checks, "--max-examples", "40", "--seed", "7", "--phases", "coverage,fuzzing"]).await,
     );
+}
+
+#[tokio::test]
+async fn the_openai_client_takes_a_batch_through_and_keeps_to_its_keys_limits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = format!("--store {}", folder.path().join("store.db").display());
+    let key = banyan(&format!("key create --name client --rpm 6 {store}")).await;
+    let up = Banyan::up(&format!("--nodes 1 {store}")).await;
+    passed(&python("openai_batches.py", &[&up.fact("API").await, key.out.trim()]).await);
 }
 
 #[tokio::test]

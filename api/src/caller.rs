@@ -1,0 +1,170 @@
+//! Who asks: read from a request before anything else of it is, and handed on to whoever answers.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use banyan_store::{Key, Room, Standing};
+use tokio::sync::Notify;
+
+use crate::{openai::Error, request_id, routes::Context};
+
+/// Whose lane a query waits in, and whose history it is, while there are no keys to tell people apart.
+pub(crate) const EVERYBODY: &str = "everybody";
+
+/// In front of a key among a WebSocket's subprotocols: browsers let pages set no other header.
+const KEY_PROTOCOL: &str = "banyan-key.";
+
+static LIMITS: [[HeaderName; 3]; 2] = [
+    [
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ],
+    [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ],
+];
+
+/// Somebody who asks. Clones are the same one, of one request.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    /// Whose queries, files and conversations these are: the key's id, or everybody.
+    pub(crate) owner: Arc<str>,
+    /// `None` while there are no keys.
+    pub(crate) key: Option<Arc<Key>>,
+    /// The name of its request.
+    pub(crate) request_id: Arc<str>,
+    /// The highest priority that its queries get.
+    pub(crate) priority_max: i32,
+    /// Told when a query of its runs.
+    pub(crate) running: Option<Arc<Notify>>,
+    /// What its response says of its limits.
+    standing: Arc<Mutex<Standing>>,
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Caller::of(None, "".into())
+    }
+}
+
+impl Caller {
+    pub(crate) fn of(key: Option<Arc<Key>>, request_id: Arc<str>) -> Self {
+        let owner = key.as_ref().map_or(EVERYBODY, |key| &key.id).into();
+        Caller { owner, key, request_id, priority_max: i32::MAX, running: None, standing: Arc::default() }
+    }
+
+    /// One whose queries wait behind others', and who is told when they run.
+    pub(crate) fn behind(self, priority_max: i32, running: Option<Arc<Notify>>) -> Self {
+        Caller { priority_max, running, ..self }
+    }
+
+    /// Whether it may ask for a model.
+    pub(crate) fn may(&self, model: &str) -> bool {
+        self.key.as_ref().is_none_or(|key| key.models.is_empty() || key.models.iter().any(|allowed| allowed == model))
+    }
+
+    /// The id of its key; empty without one.
+    pub(crate) fn key_id(&self) -> &str {
+        self.key.as_ref().map_or("", |key| &key.id)
+    }
+
+    /// Notes how it stands, for its response.
+    pub(crate) fn stands(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    /// A query of its runs now.
+    pub(crate) fn runs(&self) {
+        if let Some(running) = &self.running {
+            running.notify_one();
+        }
+    }
+}
+
+/// Lets through who may ask, and says in the response how they stand with their limits.
+pub(crate) async fn known(State(context): State<Context>, mut request: Request, next: Next) -> Response {
+    // Asked by a part of this API, for somebody who was let in before.
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        let caller = caller.clone();
+        return with_limits(next.run(request).await, &caller);
+    }
+    let path = request.uri().path();
+    if !path.starts_with("/v1/") && !path.starts_with("/arranca") {
+        return next.run(request).await;
+    }
+    match context.keyring.check(secret(request.headers())) {
+        Ok(key) => {
+            let id = request.extensions().get::<request_id::Name>().and_then(|name| name.0.to_str().ok());
+            let caller = Caller::of(key, id.unwrap_or_default().into());
+            request.extensions_mut().insert(caller.clone());
+            with_limits(next.run(request).await, &caller)
+        }
+        Err(denied) => ([(header::WWW_AUTHENTICATE, "Bearer")], Error::unknown_key(denied)).into_response(),
+    }
+}
+
+fn secret(headers: &HeaderMap) -> Option<&str> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let (scheme, secret) = value.to_str().ok()?.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim());
+    }
+    let protocols = headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    protocols.split(',').find_map(|protocol| protocol.trim().strip_prefix(KEY_PROTOCOL))
+}
+
+fn with_limits(mut response: Response, caller: &Caller) -> Response {
+    let standing = *caller.standing.lock().unwrap_or_else(PoisonError::into_inner);
+    for (room, names) in [standing.requests, standing.tokens].into_iter().zip(&LIMITS) {
+        let Some(Room { limit, remaining, reset_ms }) = room else { continue };
+        let reset = HeaderValue::try_from(duration(reset_ms)).expect("digits and letters are a header's value");
+        for (name, value) in names.iter().zip([limit.into(), remaining.into(), reset]) {
+            response.headers_mut().insert(name.clone(), value);
+        }
+    }
+    response
+}
+
+/// As OpenAI writes them: 120ms, 1.5s, 6m0s.
+fn duration(ms: u64) -> String {
+    let seconds = |ms: u64| match ms % 1000 {
+        0 => format!("{}s", ms / 1000),
+        part => format!("{}.{part:03}", ms / 1000).trim_end_matches('0').to_owned() + "s",
+    };
+    match ms {
+        0..1_000 => format!("{ms}ms"),
+        1_000..60_000 => seconds(ms),
+        _ => format!("{}m{}", ms / 60_000, seconds(ms % 60_000)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn a_key_stands_in_a_header_or_among_subprotocols() {
+        assert_eq!(secret(&headers(header::AUTHORIZATION, "Bearer sk-1")), Some("sk-1"));
+        assert_eq!(secret(&headers(header::AUTHORIZATION, "bearer  sk-1 ")), Some("sk-1"));
+        assert_eq!(secret(&headers(header::AUTHORIZATION, "Basic sk-1")), None);
+        assert_eq!(secret(&headers(header::SEC_WEBSOCKET_PROTOCOL, "banyan, banyan-key.sk-1")), Some("sk-1"));
+        assert_eq!(secret(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn durations_are_written_as_openai_does() {
+        let written = [0, 120, 1_000, 1_500, 59_999, 60_000, 90_250].map(duration);
+        assert_eq!(written, ["0ms", "120ms", "1s", "1.5s", "59.999s", "1m0s", "1m30.25s"]);
+    }
+}

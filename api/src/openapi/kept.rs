@@ -1,0 +1,108 @@
+//! What of the document is about things that are kept: files, batches, conversations, usage, and the chat over a WebSocket.
+
+use serde_json::{Value, json};
+
+use super::{path, reads, responses, with_json};
+use crate::{batches, conversations};
+
+/// Of whatever needs the store.
+const FAILURES: [&str; 9] = ["400", "403", "404", "408", "409", "500", "501", "503", "507"];
+
+pub(super) fn paths() -> Value {
+    let id = |about: &str| path("id", about);
+    let get = |summary: &str, schema: &str, parameters: &[Value]| reads(summary, ("200", "It.", schema), parameters, &FAILURES);
+    let page = [query("limit", "At most so many.", "integer"), query("after", "Those behind the one of that id.", "string")];
+    let (file, batch, conversation) = (id("The file's."), id("The batch's."), id("The conversation's."));
+    let upload = json!({ "multipart/form-data": { "schema": {
+        "type": "object",
+        "properties": { "purpose": { "const": "batch" }, "file": { "type": "string", "format": "binary" } },
+        "required": ["purpose", "file"],
+    }}});
+    let mut content = get("What is in a file", "Kept", std::slice::from_ref(&file));
+    content["responses"]["200"]["content"] = json!({ "application/octet-stream": { "schema": { "type": "string" } } });
+    let mut usage = get(
+        "What was used, by day, model and node",
+        "List",
+        &[
+            query("from", "The first day, such as 2026-11-20.", "string"),
+            query("to", "The last.", "string"),
+            query("format", "json or csv.", "string"),
+        ],
+    );
+    usage["responses"]["200"]["content"]["text/csv"] = json!({ "schema": { "type": "string" } });
+    let mut socket = get(
+        "A conversation over a WebSocket: docs/chat.md",
+        "Kept",
+        &[query("client_id", "The client's name for its conversation; `clientId` will do too.", "string")],
+    );
+    socket["responses"]["101"] = json!({ "description": "It is one now." });
+    socket["responses"]["426"] = with_json("It was not asked as a WebSocket.", "Error");
+    let written = |summary: &str, schema: Value, answer: &str, parameters: &[Value]| {
+        let content = json!({ "application/json": { "schema": schema } });
+        body(summary, content, answer, parameters)
+    };
+    json!({
+        "/v1/files": { "get": get("All files", "List", &page), "post": body("Takes a file for a batch", upload, "Kept", &[]) },
+        "/v1/files/{id}": {
+            "get": get("One file", "Kept", std::slice::from_ref(&file)),
+            "delete": get("Deletes a file", "Kept", std::slice::from_ref(&file)),
+        },
+        "/v1/files/{id}/content": { "get": content },
+        "/v1/batches": {
+            "get": get("All batches", "List", &page),
+            "post": written("Takes a batch on", batches::schema(), "Kept", &[]),
+        },
+        "/v1/batches/{id}": { "get": get("One batch", "Kept", std::slice::from_ref(&batch)) },
+        "/v1/batches/{id}/cancel": { "post": get("Wants no more of a batch", "Kept", &[batch]) },
+        "/v1/conversations": {
+            "get": get("All conversations", "List", &page),
+            "post": written("Begins a conversation", conversations::title_schema(), "Kept", &[]),
+        },
+        "/v1/conversations/search": { "get": get(
+            "Messages that have all of some words", "List",
+            &[query("q", "The words, or how they begin.", "string"), query("limit", "At most so many.", "integer")],
+        )},
+        "/v1/conversations/{id}": {
+            "get": get(
+                "One conversation, with its last messages", "Kept",
+                &[conversation.clone(), query("last", "So many messages from its end.", "integer")],
+            ),
+            "patch": written(
+                "Gives a conversation another title", conversations::title_schema(), "Kept", std::slice::from_ref(&conversation),
+            ),
+            "delete": get("Deletes a conversation", "Kept", std::slice::from_ref(&conversation)),
+        },
+        "/v1/conversations/{id}/messages": {
+            "post": written("Adds to a conversation", conversations::messages_schema(), "Kept", &[conversation]),
+        },
+        "/v1/usage": { "get": usage },
+        "/v1/usage/requests": { "get": get(
+            "The last requests", "List",
+            &[query("limit", "At most so many.", "integer"), query("before", "Those before the one of that number.", "integer")],
+        )},
+        "/v1/chat/ws": { "get": socket },
+    })
+}
+
+pub(super) fn schemas() -> Value {
+    let list = json!({
+        "type": "object",
+        "properties": { "object": { "const": "list" }, "data": { "type": "array", "items": { "type": "object" } } },
+        "required": ["object", "data"],
+    });
+    json!({ "List": list, "Kept": { "type": "object" } })
+}
+
+fn body(summary: &str, content: Value, answer: &str, parameters: &[Value]) -> Value {
+    let failures = [&FAILURES[..], &["413", "429"]].concat();
+    json!({
+        "summary": summary,
+        "parameters": parameters,
+        "requestBody": { "required": true, "content": content },
+        "responses": responses(json!({ "200": with_json("It.", answer) }), &failures),
+    })
+}
+
+fn query(name: &str, about: &str, kind: &str) -> Value {
+    json!({ "name": name, "in": "query", "required": false, "schema": { "type": kind }, "description": about })
+}
