@@ -14,11 +14,11 @@ use banyan_proto::{
     NodeName, dial,
     v1::{self, inspect_client::InspectClient},
 };
-use futures::future::join_all;
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use tokio::{
     net::TcpStream,
     sync::{Mutex, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -27,8 +27,10 @@ use crate::core::{Handle, Input};
 
 /// How often a standby looks at its root.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a root has to answer; it says no more than a few numbers.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(1000);
+/// How long a root has to answer; it says no more than a few numbers, and is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// When one node below does not hear the root, others have that much longer to say that they do.
+const CONTRADICTION: Duration = Duration::from_millis(250);
 /// A root that is silent for that long may be dead.
 const SILENCE: Duration = Duration::from_millis(2000);
 /// An address that refuses once may be about to listen again.
@@ -211,16 +213,20 @@ impl Throne {
                 && member.tree == self.tree
                 && member.parent.as_ref().is_some_and(|name| root.is_called(name))
         });
-        let asked: Vec<_> = below.take(WITNESSES_MAX).map(|member| status(channel(&member.address))).collect();
+        let mut asked: FuturesUnordered<_> = below.take(WITNESSES_MAX).map(|member| status(channel(&member.address))).collect();
         if asked.is_empty() {
             return Heard::NobodyToAsk;
         }
-        let answers: Vec<v1::NodeStatus> = join_all(asked).await.into_iter().flatten().collect();
-        let hears = |status: &v1::NodeStatus| status.attached == root.name.as_str() && status.epoch == root.epoch;
-        match answers.iter().any(hears) {
-            true => Heard::Yes,
-            false if answers.is_empty() => Heard::Unknown,
-            false => Heard::No,
+        let (mut heard, mut until) = (Heard::Unknown, Instant::now() + ANSWER_TIMEOUT);
+        loop {
+            match timeout_at(until, asked.next()).await {
+                Ok(Some(Some(status))) if status.attached == root.name.as_str() && status.epoch == root.epoch => {
+                    return Heard::Yes;
+                }
+                Ok(Some(Some(_))) => (heard, until) = (Heard::No, until.min(Instant::now() + CONTRADICTION)),
+                Ok(Some(None)) => {}
+                Ok(None) | Err(_) => return heard,
+            }
         }
     }
 
