@@ -60,10 +60,17 @@ fn own_paths() -> Value {
         "parameters": [path("id", "The answer's, as its events have it.")],
         "responses": responses(json!({ "204": described("It has ended, or never was.") }), &["400", "403", "404"]),
     }});
+    let mut key = header_in("Idempotency-Key", "As the request had it.");
+    key["required"] = json!(true);
+    let keyed = json!({
+        "summary": "Ends the answer that a request with this Idempotency-Key asked for: before its first event has told its id",
+        "parameters": [key],
+        "responses": responses(json!({ "204": described("It has ended, or never was.") }), &["400", "403"]),
+    });
     let model = ("200", "A model.", "Model");
     json!({
-        "/v1/chat/completions": { "post": generates("Answers a conversation", "Chat", "ChatEvent") },
-        "/v1/completions": { "post": generates("Continues texts", "Completion", "Completion") },
+        "/v1/chat/completions": { "post": generates("Answers a conversation", "Chat", "ChatEvent"), "delete": keyed },
+        "/v1/completions": { "post": generates("Continues texts", "Completion", "Completion"), "delete": keyed },
         "/v1/embeddings": { "post": asks("Says where texts lie", "Embeddings", json!({}), &[]) },
         "/v1/chat/completions/{id}": cancel,
         "/v1/completions/{id}": cancel,

@@ -62,6 +62,11 @@ impl Http {
         self.send("DELETE", path, &[], Bytes::new()).await.whole().await
     }
 
+    /// Deletes a path, with one more header.
+    pub async fn delete_with(self, path: &str, header: (&str, &str)) -> Answer {
+        self.send("DELETE", path, &[header], Bytes::new()).await.whole().await
+    }
+
     /// Gets a path.
     pub async fn get(self, path: &str) -> Answer {
         self.send("GET", path, &[], Bytes::new()).await.whole().await

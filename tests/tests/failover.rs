@@ -266,6 +266,16 @@ async fn a_resumable_stream_outlives_its_connection_until_it_is_ended() {
         status(&grove.etcd, name, "nothing runs", |node| node["running"] == 0).await;
     }
     assert_eq!(grove.why(&id).await["state"], "cancelled");
+
+    // Before an event has told its id, the key that asked for it names it.
+    let key = ("idempotency-key", "asked-and-regretted");
+    let stream = first.stream_with("/v1/completions", key, &body).await;
+    drop(stream);
+    assert_eq!(second.delete("/v1/completions").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(second.delete_with("/v1/completions", key).await.status, StatusCode::NO_CONTENT);
+    for name in ["a", "b"] {
+        status(&grove.etcd, name, "nothing runs", |node| node["running"] == 0).await;
+    }
     assert_eq!(grove.nodes.len(), 2);
 }
 

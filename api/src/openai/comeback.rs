@@ -103,6 +103,11 @@ impl Comeback {
         resumed.or(self.key.as_ref().map(|key| key.id)).unwrap_or_default()
     }
 
+    /// The first query's id, when a key names it.
+    pub(super) fn keyed(&self) -> Option<QueryId> {
+        self.key.as_ref().map(|key| key.id)
+    }
+
     /// What a client has seen, when it comes back to a stream.
     pub(super) fn seen(&self) -> Option<&[Seen]> {
         self.resume.as_ref().map(|resume| &resume.seen[..])

@@ -15,7 +15,7 @@ mod reply;
 pub(crate) mod shapes;
 mod stream;
 
-pub(crate) use cancel::cancel;
+pub(crate) use cancel::{cancel, cancel_keyed};
 pub(crate) use chat::chat_completions;
 pub(crate) use comeback::Comeback;
 pub(crate) use completions::completions;
