@@ -1,11 +1,19 @@
-// The API as the page needs it: models, and answers as they come. Knows nothing of the page.
+// The API as the page needs it: models, answers as they come, and who one is. Knows nothing of the page.
+
+import { t } from '/words.js';
 
 /**
  * @typedef {{id: string, banyan?: {chat: boolean, context: number, nodes: string[]}}} Model
  * @typedef {{role: 'system'|'user'|'assistant', content: string}} Message
- * @typedef {{query: string, node: string|null, attempt: number, running: boolean, trail: {node: string, reason: string, ms: number}[]}} Origin
- * @typedef {{prompt_tokens: number, completion_tokens: number, total_tokens: number}} Usage
- * @typedef {{text?: string, origin?: Origin, usage?: Usage, reason?: string}} News
+ * @typedef {{node: string, reason: string, ms: number}} Hop
+ * @typedef {{query: string, node: string|null, attempt: number, running: boolean, trail: Hop[], place?: number}} Origin
+ * @typedef {{prompt_tokens: number, completion_tokens: number, total_tokens: number, prompt_tokens_details?: {cached_tokens: number}}} Usage
+ * @typedef {{text?: string, origin?: Origin, usage?: Usage, reason?: string, last: string}} News
+ */
+
+/**
+ * What is asked for. `key` names the request: sent again with it, it finds the answer that is under way.
+ * @typedef {{path: string, body: string, key: string, last: string}} Request
  */
 
 /** What went wrong, as it can be told to people. */
@@ -26,39 +34,46 @@ export async function models(signal) {
   return (await response.json()).data;
 }
 
-/**
- * Answers a conversation, piece by piece.
- * @param {{model: string, messages: Message[], temperature: number, max_tokens: number}} request
- * @param {AbortSignal} signal
- * @returns {AsyncGenerator<News>}
- */
-export function chat(request, signal) {
-  return answer('/v1/chat/completions', request, signal, (choice) => choice.delta?.content);
+/** @param {Message[]} messages @param {{model: string} & Record<string, unknown>} parameters @returns {Request} */
+export function chat(messages, parameters) {
+  return request('/v1/chat/completions', { ...parameters, messages });
 }
 
-/**
- * Continues a text, piece by piece.
- * @param {{model: string, prompt: string, temperature: number, max_tokens: number}} request
- * @param {AbortSignal} signal
- * @returns {AsyncGenerator<News>}
- */
-export function complete(request, signal) {
-  return answer('/v1/completions', request, signal, (choice) => choice.text);
+/** @param {string} prompt @param {{model: string} & Record<string, unknown>} parameters @returns {Request} */
+export function complete(prompt, parameters) {
+  return request('/v1/completions', { ...parameters, prompt });
+}
+
+/** @param {string} path @param {object} asked @returns {Request} */
+function request(path, asked) {
+  const body = JSON.stringify({ ...asked, stream: true, resumable: true, stream_options: { include_usage: true } });
+  return { path, body, key: name(), last: '' };
+}
+
+let latest = 0;
+
+/** A name that nobody else makes, behind all that were made here before: the time, and 80 random bits. */
+export function name() {
+  const random = crypto.getRandomValues(new Uint8Array(10));
+  latest = Math.max(Date.now(), latest + 1);
+  return latest.toString(16).padStart(12, '0') + Array.from(random, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
 /** How long to look for a lost answer, and the pause between two looks, in milliseconds. The tree keeps it for 30 s. */
 const RESUME_FOR = 30_000;
 const RESUME_PAUSE = 500;
 
-async function* answer(path, request, signal, textOf) {
-  const body = JSON.stringify({ ...request, stream: true, resumable: true, stream_options: { include_usage: true } });
-  // The last event that was seen: another API, or this one, goes on behind it.
-  let last = '';
+/**
+ * An answer, piece by piece; `last` in what it tells is the event to go on behind.
+ * @param {Request} request @param {AbortSignal} signal @param {() => void} [lost] called when the line is
+ * @returns {AsyncGenerator<News>}
+ */
+export async function* answer({ path, body, key, last }, signal, lost = () => {}) {
   let lostAt = null;
   try {
     for (;;) {
       try {
-        const headers = { 'content-type': 'application/json', ...(last && { 'last-event-id': last }) };
+        const headers = { 'content-type': 'application/json', 'idempotency-key': key, ...(last && { 'last-event-id': last }) };
         const response = await ask(path, { method: 'POST', headers, body, signal });
         let done = false;
         // Read to the very end, so that the connection can serve the next request.
@@ -73,44 +88,56 @@ async function* answer(path, request, signal, textOf) {
           if (event.error) throw new ApiError(event.error.message, { status: 200, code: event.error.code, retryAfter: 0 });
           const choice = event.choices[0];
           yield {
-            text: (choice && textOf(choice)) || undefined,
+            text: choice?.delta?.content || choice?.text || undefined,
             origin: event.banyan,
             usage: event.usage ?? undefined,
             reason: choice?.finish_reason ?? undefined,
+            last,
           };
         }
         if (done) return;
-        throw new ApiError('The answer broke off: the connection ended before it was complete.', { retryAfter: 0 });
+        throw new ApiError(t('error.broken'), { retryAfter: 0 });
       } catch (error) {
         // The line was lost, or the API that answered is gone or about to; another one knows what became of it.
-        const away = error.status === 0 || error.status >= 502 || error.code === 'shutting_down';
-        const lost = error instanceof ApiError && away && last !== '';
+        const away = error instanceof ApiError && (error.status === 0 || error.status >= 502 || error.code === 'shutting_down');
         lostAt ??= performance.now();
-        if (!lost || performance.now() - lostAt > RESUME_FOR) throw error;
+        if (!away || error.retryAfter === null || (last === '' && error.status !== 0) || performance.now() - lostAt > RESUME_FOR) throw error;
+        lost();
         await pause(RESUME_PAUSE, signal);
       }
     }
   } finally {
     // It would go on for a while, for somebody to come back.
-    if (signal.aborted && last) fetch(`${path}/${last.split(':')[0]}`, { method: 'DELETE', keepalive: true }).catch(() => {});
+    if (signal.aborted) forget(path, last, key);
   }
 }
 
+/** @param {string} path @param {string} last @param {string} key */
+function forget(path, last, key) {
+  const named = last ? `${path}/${last.split(':')[0]}` : path;
+  fetch(named, { method: 'DELETE', headers: { 'idempotency-key': key }, keepalive: true }).catch(() => {});
+}
+
 /** @param {number} ms @param {AbortSignal} signal */
-function pause(ms, signal) {
+export function pause(ms, signal) {
   return new Promise((resolve, reject) => {
-    setTimeout(resolve, ms);
-    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    const end = () => reject(signal.reason);
+    setTimeout(() => {
+      signal.removeEventListener('abort', end);
+      resolve(undefined);
+    }, ms);
+    signal.addEventListener('abort', end, { once: true });
   });
 }
 
 /**
  * Server-sent events, one by one; comments are signs of life and skipped.
- * @param {ReadableStream<Uint8Array>} body
+ * @param {ReadableStream<Uint8Array>|null} body
  * @returns {AsyncGenerator<{data: string, id: string}>}
  */
 export async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  if (!body) return;
+  const reader = body.pipeThrough(/** @type {any} */ (new TextDecoderStream())).getReader();
   let unread = '';
   let data = [];
   let id = '';
@@ -120,8 +147,8 @@ export async function* events(body) {
       try {
         read = await reader.read();
       } catch (error) {
-        if (error.name === 'AbortError') throw error;
-        throw new ApiError('The connection to the API was lost.', { retryAfter: 0 });
+        if (error instanceof Error && error.name === 'AbortError') throw error;
+        throw new ApiError(t('error.lost'), { retryAfter: 0 });
       }
       if (read.done) return;
       unread += read.value;
@@ -142,13 +169,17 @@ export async function* events(body) {
   }
 }
 
-async function ask(path, options) {
+/**
+ * A request whose failure can be told to people.
+ * @param {string} path @param {RequestInit} [options]
+ */
+export async function ask(path, options) {
   let response;
   try {
     response = await fetch(path, options);
   } catch (error) {
-    if (error.name === 'AbortError') throw error;
-    throw new ApiError('The API can’t be reached. Is it still running?', { retryAfter: 3 });
+    if (error instanceof Error && error.name === 'AbortError') throw error;
+    throw new ApiError(t('error.unreachable'), { retryAfter: 3 });
   }
   if (response.ok) return response;
   const after = Number.parseInt(response.headers.get('retry-after') ?? '', 10);
@@ -158,9 +189,9 @@ async function ask(path, options) {
   } catch {
     // Not ours: a proxy's page, say. The status has to do.
   }
-  const message = error?.message ?? `The API answered ${response.status} ${response.statusText}.`;
+  const message = error?.message ?? t('error.status', { status: `${response.status} ${response.statusText}` });
   // A request that is itself at fault fails again; anything else may pass.
-  const passing = response.status === 429 || response.status >= 500;
-  const retryAfter = Number.isNaN(after) ? (passing ? 0 : null) : after;
+  const passing = response.headers.get('x-should-retry') !== 'false' && (response.status === 429 || response.status >= 500);
+  const retryAfter = passing ? (Number.isNaN(after) ? 0 : Math.min(after, 3600)) : null;
   throw new ApiError(message, { status: response.status, code: error?.code ?? null, retryAfter });
 }

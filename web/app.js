@@ -1,235 +1,433 @@
-// The chat page: wires the elements to the conversation.
+// The chat page: wires what a person does to the conversation that is shown.
 
+import { Answers } from '/answers.js';
 import * as api from '/api.js';
-import { Conversation } from '/chat.js';
-import { TurnView, element } from '/view.js';
+import { add, branch, conversation, siblings, turnTo } from '/conversation.js';
+import { notice } from '/dialog.js';
+import { at, element } from '/dom.js';
+import * as home from '/home.js';
+import { keep, recall } from '/kept.js';
+import { about, adjust, best, pickModel } from '/options.js';
+import { arrived, choose, signIn } from '/servers.js';
+import { settings } from '/settings.js';
+import { Side } from '/side.js';
+import { Thread } from '/thread.js';
+import { sentence } from '/turn.js';
+import { why } from '/why.js';
+import { preferred, speak, t } from '/words.js';
 
-const at = (id) => document.getElementById(id);
-const page = {
-  model: at('model'), modes: [...document.querySelectorAll('input[name=mode]')], settings: at('settings'),
-  temperature: at('temperature'), temperatureShown: at('temperature-shown'), tokens: at('tokens'), fresh: at('fresh'),
-  scroll: at('scroll'), welcome: at('welcome'), greeting: at('greeting'), about: at('about'), starters: at('starters'),
-  turns: at('turns'), composer: at('composer'), prompt: at('prompt'), label: at('prompt-label'), send: at('send'), stop: at('stop'),
-};
-
-const WORDS = {
-  chat: {
-    greeting: 'Ask the tree', label: 'Your message', placeholder: 'Ask something',
-    starters: ['Tell me a short story about a tree.', 'What is a banyan?', 'Write a small poem about rain.'],
-  },
-  complete: {
-    greeting: 'Begin a text', label: 'Your text', placeholder: 'Begin a text; the model goes on',
-    starters: ['Once upon a time there was', 'One day Lily went to the', 'The old tree in the garden'],
-  },
-};
-
-/** How near to the end counts as reading along, in pixels. */
-const NEAR = 80;
+/** @import {Conversation, Said} from './conversation.js' */
 
 /** How long to wait before looking for models again, in milliseconds. */
 const LOOK_AGAIN = 2000;
+/** A longer draft is not kept, in characters. */
+const DRAFT_MAX = 200_000;
+const PHONE = matchMedia('(max-width: 48rem)');
 
-const conversation = new Conversation();
-/** @type {Map<object, TurnView>} */
-const views = new Map();
+const prompt = /** @type {HTMLTextAreaElement} */ (at('prompt'));
+const send = /** @type {HTMLButtonElement} */ (at('send'));
+const stop = at('stop');
+
+/** @type {Conversation} */
+let talk = conversation();
 /** @type {api.Model[]} */
 let models = [];
-/** Why there are none, when the API can't be asked. @type {string|null} */
+/** Why there are none. @type {api.ApiError|null} */
 let unreachable = null;
+let looked = false;
+/** @type {ReturnType<typeof setTimeout>|undefined} */
+let looking;
 
-const mode = () => page.modes.find((choice) => choice.checked)?.value ?? 'chat';
-const model = () => models.find((known) => known.id === page.model.value);
+const model = () => models.find(({ id }) => id === talk.model);
+const mode = () => talk.mode ?? best(model());
+const canAsk = () => models.length > 0 && !answers.in(talk);
+
+const answers = new Answers((changedTalk, said) => {
+  if (changedTalk.id === talk.id) {
+    // A turn that is new has no place yet.
+    if (thread.turn(said)) thread.changed(said);
+    else thread.show(talk);
+  }
+  if (said.error?.status === 401) signIn();
+  if (answers.lost(said) && models.length > 0) look();
+  const runs = answers.runs(said);
+  if (runs !== running.has(said.id)) {
+    if (runs) running.add(said.id);
+    else running.delete(said.id);
+    side.draw();
+    if (changedTalk.id === talk.id) {
+      composerState();
+      thread.show(talk);
+    }
+  }
+});
+/** Answers whose beginning is known to the list. @type {Set<string>} */
+const running = new Set();
+
+const thread = new Thread({
+  again: (said) => {
+    const question = said.parent === null ? null : talk.said.get(said.parent);
+    if (question && canAsk()) asked(answers.ask(talk, { ...question, model: talk.model || question.model }));
+  },
+  retry: (said) => canAsk() && asked(answers.again(talk, said)),
+  goOn: (said) => {
+    const question = said.parent === null ? null : talk.said.get(said.parent);
+    if (question && canAsk()) asked(answers.ask(talk, question, said.text));
+  },
+  edit: (said, text) => {
+    if (!canAsk()) return;
+    const question = add(talk, { parent: said.parent, role: 'user', text, mode: mode(), model: talk.model, state: 'done' });
+    asked(answers.ask(talk, question));
+  },
+  turn: (said, by) => {
+    const all = siblings(talk, said);
+    const next = all[all.indexOf(said) + by];
+    if (!next) return;
+    turnTo(talk, next);
+    saved();
+    thread.show(talk);
+  },
+  why,
+  stop: (said) => answers.stop(said),
+}, answers, canAsk);
+
+const side = new Side({
+  opened: (id, said) => show(id, said),
+  removed: (id) => {
+    keep(`draft.${id}`, null);
+    if (id !== talk.id) return;
+    const under = answers.in(talk);
+    if (under) answers.stop(under);
+    fresh();
+  },
+  renamed: (id, title) => {
+    if (id !== talk.id) return;
+    talk.title = title;
+    draw();
+  },
+  running: (id) => answers.in(/** @type {Conversation} */ ({ id })) !== undefined,
+});
 
 // ---- Models
 
-async function lookForModels() {
+async function look() {
+  clearTimeout(looking);
   try {
     models = await api.models();
     unreachable = null;
   } catch (error) {
+    if (!(error instanceof api.ApiError)) throw error;
     models = [];
-    unreachable = error.message;
+    unreachable = error;
+    if (error.status === 401) signIn();
   }
-  if (models.length === 0) {
-    page.model.replaceChildren(element('option', {}, 'no model yet'));
-    page.model.disabled = true;
-    setTimeout(lookForModels, LOOK_AGAIN);
-  } else {
-    const chosen = remembered('model');
-    page.model.replaceChildren(...models.map(({ id }) => element('option', { value: id, selected: id === chosen }, id)));
-    page.model.disabled = false;
-  }
-  modelChosen();
+  looked = true;
+  if (models.length === 0) looking = setTimeout(look, LOOK_AGAIN);
+  else if (!model() && talk.said.size === 0) talk.model = (models.find(({ id }) => id === recall('model')) ?? models[0]).id;
+  draw();
+  thread.show(talk);
 }
 
-function modelChosen() {
+// ---- The conversation that is shown
+
+/** @param {string} id @param {string|null} [said] */
+async function show(id, said = null) {
+  const before = talk;
+  if (answers.in(/** @type {Conversation} */ ({ id })) && before.id === id) return thread.toEnd();
+  const under = shownBefore.get(id);
+  const loaded = under && answers.in(under) ? under : await home.load(id).catch(() => null);
+  if (!loaded) {
+    notice(t('talk.gone'));
+    return fresh();
+  }
+  talk = loaded;
+  shownBefore.set(id, talk);
+  for (const [other, each] of shownBefore) if (each !== talk && !answers.in(each)) shownBefore.delete(other);
+  if (said !== null) {
+    const there = talk.said.get(said);
+    if (there) turnTo(talk, there);
+  }
+  if (location.hash !== `#c=${id}`) history.pushState(null, '', `#c=${id}`);
+  opened();
+  if (said !== null) thread.toSaid(said);
+  for (const each of talk.said.values()) {
+    if ((each.state === 'waiting' || each.state === 'streaming') && !answers.runs(each)) answers.resume(talk, each).catch(console.error);
+  }
+}
+/** Those whose answers may still be under way: what is shown must be what they write to. @type {Map<string, Conversation>} */
+const shownBefore = new Map();
+
+/** A new conversation, asked as the person likes it. */
+function fresh() {
+  const defaults = recall('defaults') ?? {};
+  talk = conversation({ model: recall('model') ?? '', ...defaults });
+  if (!model() && models.length > 0) talk.model = models[0].id;
+  if (location.hash.startsWith('#c=')) history.pushState(null, '', location.pathname);
+  opened();
+  prompt.focus({ preventScroll: true });
+}
+
+function opened() {
+  prompt.value = recall(`draft.${draftName()}`) ?? '';
+  fit();
+  closeDrawer();
+  side.mark(talk.id);
+  draw();
+  thread.show(talk);
+  composerState();
+}
+
+/** Everything around the turns. */
+function draw() {
+  const empty = talk.said.size === 0;
   const known = model();
-  // A base model has no chat format of its own: completing text is what it does best.
-  if (known) setMode(known.banyan?.chat === false ? 'complete' : 'chat');
-  else greet();
+  at('welcome').hidden = !empty;
+  at('turns').hidden = empty;
+  document.title = talk.title === '' ? 'Banyan' : `${talk.title} · Banyan`;
+  at('title').textContent = talk.title;
+  at('talk-more').hidden = empty;
+  at('model-name').textContent = talk.model || t(looked ? 'model.none' : 'model.looking');
+  at('model-is').textContent = known ? t(mode() === 'chat' ? 'model.chats' : 'model.completes') : '';
+  at('tuned').hidden = talk.system.trim() === '' && Object.keys(talk.parameters).length === 0;
+  at('offline').hidden = !looked || models.length > 0;
+  at('offline-text').textContent = unreachable ? t('offline', { reason: sentence(unreachable.message) }) : t('model.start');
+  if (empty) greet(known);
+  composerState();
 }
 
-function setMode(wanted) {
-  for (const choice of page.modes) choice.checked = choice.value === wanted;
-  greet();
+/** @param {api.Model|undefined} known */
+function greet(known) {
+  at('greeting').textContent = t(`greeting.${mode()}`);
+  const nodes = known?.banyan?.nodes.length ?? 0;
+  at('about').textContent = known ? `${t('about.nodes', { n: nodes, model: known.id })} ${t(`about.${mode()}`)}` : '';
+  at('starters').replaceChildren(...[1, 2, 3].map((number) => {
+    const text = t(`starter.${mode()}.${number}`);
+    return element('li', {}, element('button', { type: 'button', disabled: !canAsk(), onclick: () => submit(text) }, text));
+  }));
 }
 
-function greet() {
-  const words = WORDS[mode()];
-  page.greeting.textContent = words.greeting;
-  page.label.textContent = words.label;
-  page.prompt.placeholder = words.placeholder;
-  page.about.replaceChildren(...about(model()).flatMap((sentence) => [element('span', {}, sentence), ' ']));
-  page.starters.replaceChildren(...words.starters.map((text) => element('li', {},
-    element('button', { type: 'button', disabled: models.length === 0, onclick: () => submit(text) }, text))));
-  page.send.disabled = models.length === 0;
-}
-
-/** What to know before asking, sentence by sentence. */
-function about(known) {
-  if (unreachable) return [unreachable];
-  if (!known) return ['No node serves a model yet.', 'Start one: banyan node run NAME --parent root'];
-  const nodes = known.banyan?.nodes.length ?? 1;
-  const who = nodes === 1 ? 'One node serves' : `${nodes} nodes serve`;
-  return [`${who} ${known.id}.`, known.banyan?.chat === false ? 'It completes text.' : 'Whichever is idle answers.'];
+function saved() {
+  if (talk.said.size > 0) home.save(talk, []).catch(console.error);
+  draw();
 }
 
 // ---- Asking
 
-async function submit(prompt) {
-  if (conversation.busy || prompt.trim() === '' || models.length === 0) return;
-  const question = {
-    mode: mode(), model: page.model.value, prompt,
-    temperature: Number(page.temperature.value), tokens: Math.max(1, Math.trunc(Number(page.tokens.value)) || 200),
-  };
-  page.welcome.hidden = true;
-  page.settings.open = false;
-  const asking = conversation.ask(question, changed);
-  running(true);
-  scrollToEnd();
-  await asking;
-  running(conversation.busy);
+/** @param {string} text */
+function submit(text) {
+  if (text.trim() === '' || !canAsk()) return false;
+  if (!model() && talk.said.size === 0) talk.model = models[0].id;
+  const parent = talk.leaf;
+  const question = add(talk, { parent, role: 'user', text, mode: mode(), model: talk.model, state: 'done' });
+  asked(answers.ask(talk, question));
+  return true;
 }
 
-function changed(turn) {
-  // A conversation that was cleared while its answer came is no longer shown.
-  if (!conversation.turns.includes(turn)) return;
-  const along = page.scroll.scrollHeight - page.scroll.scrollTop - page.scroll.clientHeight < NEAR;
-  let view = views.get(turn);
-  if (view) {
-    view.update();
-  } else {
-    view = new TurnView(turn, { again, goOn, edit });
-    views.set(turn, view);
-    page.turns.append(view.root);
-  }
-  if (along) scrollToEnd();
+/** @param {Promise<void>} asking */
+function asked(asking) {
+  asking.catch(console.error);
+  shownBefore.set(talk.id, talk);
+  if (location.hash !== `#c=${talk.id}`) history.pushState(null, '', `#c=${talk.id}`);
+  side.mark(talk.id);
+  thread.show(talk);
+  thread.toEnd();
+  draw();
 }
 
-/** Asks once more, at the end of the conversation. */
-function again(turn, prompt = turn.prompt) {
-  if (conversation.busy) return;
-  forget(turn);
-  setMode(turn.mode);
-  submit(prompt);
-}
-
-function goOn(turn) {
-  again(turn, turn.prompt + turn.answer);
-}
-
-function edit(turn) {
-  if (conversation.busy) return;
-  forget(turn);
-  setMode(turn.mode);
-  page.prompt.value = turn.prompt;
-  fit();
-  page.prompt.focus();
-}
-
-function forget(turn) {
-  conversation.drop(turn);
-  views.get(turn)?.remove();
-  views.delete(turn);
-}
-
-function running(is) {
-  page.send.hidden = is;
-  page.stop.hidden = !is;
-  page.turns.setAttribute('aria-busy', String(is));
-  if (!is) page.prompt.focus({ preventScroll: true });
-}
-
-function scrollToEnd() {
-  page.scroll.scrollTop = page.scroll.scrollHeight;
+function composerState() {
+  const runs = answers.in(talk) !== undefined;
+  send.hidden = runs;
+  stop.hidden = !runs;
+  send.disabled = models.length === 0;
+  prompt.placeholder = t(`prompt.${mode()}`);
+  at('prompt-label').textContent = t(`prompt.label.${mode()}`);
 }
 
 // ---- The composer
 
+const draftName = () => (talk.said.size === 0 ? 'new' : talk.id);
+
+function keepDraft() {
+  keep(`draft.${draftName()}`, prompt.value.slice(0, DRAFT_MAX));
+}
+
 function fit() {
-  page.prompt.style.height = 'auto';
-  page.prompt.style.height = `${page.prompt.scrollHeight}px`;
+  prompt.style.height = 'auto';
+  prompt.style.height = `${prompt.scrollHeight}px`;
 }
 
-page.composer.addEventListener('submit', (event) => {
+at('composer').addEventListener('submit', (event) => {
   event.preventDefault();
-  if (conversation.busy) return;
-  const prompt = page.prompt.value;
-  if (prompt.trim() === '' || models.length === 0) return;
-  page.prompt.value = '';
+  const text = prompt.value;
+  const draft = draftName();
+  if (!submit(text)) return;
+  prompt.value = '';
+  keep(`draft.${draft}`, null);
   fit();
-  submit(prompt);
+  prompt.focus({ preventScroll: true });
 });
-page.prompt.addEventListener('input', fit);
-page.prompt.addEventListener('keydown', (event) => {
-  // While a character is being composed (Chinese, Japanese), Enter belongs to the composition.
-  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  page.composer.requestSubmit();
+prompt.addEventListener('input', () => {
+  fit();
+  keepDraft();
 });
-page.stop.addEventListener('click', () => conversation.stop());
-document.addEventListener('keydown', (event) => {
-  if (event.key !== 'Escape') return;
-  if (page.settings.open) page.settings.open = false;
-  else conversation.stop();
-});
-
-// ---- The bar
-
-page.model.addEventListener('change', () => {
-  remember('model', page.model.value);
-  modelChosen();
-});
-for (const choice of page.modes) choice.addEventListener('change', greet);
-page.temperature.addEventListener('input', showTemperature);
-page.fresh.addEventListener('click', () => {
-  conversation.clear();
-  for (const view of views.values()) view.remove();
-  views.clear();
-  page.welcome.hidden = false;
-  running(false);
-});
-document.addEventListener('click', (event) => {
-  if (page.settings.open && !page.settings.contains(event.target)) page.settings.open = false;
-});
-
-function showTemperature() {
-  page.temperatureShown.textContent = Number(page.temperature.value).toFixed(1);
-}
-
-// What a private window refuses to keep is not worth an error.
-function remember(name, value) {
-  try {
-    localStorage.setItem(`banyan.${name}`, value);
-  } catch { /* not kept */ }
-}
-function remembered(name) {
-  try {
-    return localStorage.getItem(`banyan.${name}`);
-  } catch {
-    return null;
+prompt.addEventListener('keydown', (event) => {
+  if (event.key === 'ArrowUp' && prompt.value === '' && canAsk()) {
+    const last = branch(talk).filter(({ role }) => role === 'user').at(-1);
+    if (last) {
+      event.preventDefault();
+      thread.turn(last)?.edit();
+    }
+    return;
   }
+  // While a character is being composed (Chinese, Japanese), Enter belongs to the composition; a phone's Enter breaks lines.
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing || matchMedia('(pointer: coarse)').matches) return;
+  event.preventDefault();
+  /** @type {HTMLFormElement} */ (at('composer')).requestSubmit();
+});
+stop.addEventListener('click', () => {
+  const under = answers.in(talk);
+  if (under) answers.stop(under);
+  prompt.focus({ preventScroll: true });
+});
+
+// ---- Keys
+
+document.addEventListener('keydown', (event) => {
+  const key = event.key.toLowerCase();
+  const held = event.ctrlKey || event.metaKey;
+  if (held && !event.shiftKey && key === 'k') {
+    event.preventDefault();
+    openSide();
+    at('search').focus();
+  } else if (held && !event.shiftKey && key === 'b') {
+    event.preventDefault();
+    toggleSide();
+  } else if (held && event.shiftKey && key === 'o') {
+    event.preventDefault();
+    fresh();
+  } else if (event.key === 'Escape' && !document.querySelector('dialog[open], [popover]:popover-open')) {
+    if (document.documentElement.dataset.drawer === 'open') return closeDrawer();
+    const under = answers.in(talk);
+    if (under) answers.stop(under);
+  }
+});
+
+// ---- The side: a column on a desk, a drawer on a phone
+
+function openSide() {
+  if (PHONE.matches) {
+    document.documentElement.dataset.drawer = 'open';
+  } else {
+    delete document.documentElement.dataset.side;
+    keep('side', null);
+  }
+  expanded();
 }
 
-showTemperature();
-lookForModels();
+function closeDrawer() {
+  if (document.documentElement.dataset.drawer !== 'open') return;
+  delete document.documentElement.dataset.drawer;
+  expanded();
+  at('menu').focus();
+}
+
+function toggleSide() {
+  const { dataset } = document.documentElement;
+  if (PHONE.matches ? dataset.drawer !== 'open' : dataset.side === 'closed') return openSide();
+  if (PHONE.matches) return closeDrawer();
+  dataset.side = 'closed';
+  keep('side', false);
+  expanded();
+}
+
+function expanded() {
+  const { dataset } = document.documentElement;
+  const is = PHONE.matches ? dataset.drawer === 'open' : dataset.side !== 'closed';
+  at('menu').setAttribute('aria-expanded', String(is));
+  // What a drawer covers is not for the keyboard, and what is away is for nobody.
+  at('side').inert = !is;
+  at('stage').inert = PHONE.matches && is;
+}
+
+at('menu').addEventListener('click', toggleSide);
+at('veil').addEventListener('click', closeDrawer);
+PHONE.addEventListener('change', () => {
+  delete document.documentElement.dataset.drawer;
+  expanded();
+});
+
+// ---- The bar and the rest
+
+const adjusted = () => {
+  saved();
+  thread.show(talk);
+};
+at('fresh').addEventListener('click', fresh);
+at('fresh-too').addEventListener('click', fresh);
+at('model').addEventListener('click', () => pickModel(talk, models, adjusted));
+at('options').addEventListener('click', () => adjust(talk, adjusted));
+at('talk-more').addEventListener('click', () => side.actions(at('talk-more'), talk.id, talk.title));
+at('settings').addEventListener('click', () => settings({ spoken: inLanguage, changed: changedElsewhere }));
+at('another').addEventListener('click', () => choose());
+at('try').addEventListener('click', look);
+
+/** @param {string} wanted */
+async function inLanguage(wanted) {
+  await speak(wanted === 'auto' ? preferred(navigator.languages) : wanted);
+  draw();
+  side.draw();
+  // Their words are made with them.
+  const shown = talk;
+  talk = conversation();
+  thread.show(talk);
+  talk = shown;
+  thread.show(talk);
+}
+
+/** Conversations came or went without this page's doing. */
+async function changedElsewhere() {
+  await side.draw();
+  if (talk.said.size > 0 && !answers.in(talk) && !await home.load(talk.id)) fresh();
+}
+
+home.watch(async ({ changed, removed }) => {
+  side.draw();
+  if (removed === talk.id) return fresh();
+  if (changed !== talk.id || answers.in(talk)) return;
+  // Another tab writes to what is shown here: what was said joins, and the branch that is read stays.
+  const kept = await home.load(talk.id);
+  if (!kept || kept.id !== talk.id || answers.in(talk)) return;
+  for (const [id, said] of kept.said) {
+    const here = talk.said.get(id);
+    if (here) Object.assign(here, said);
+    else talk.said.set(id, said);
+  }
+  const follows = talk.leaf !== null && [...kept.said.values()].some(({ parent }) => parent === talk.leaf);
+  const end = talk.leaf === null ? null : talk.said.get(talk.leaf);
+  if (follows && end) turnTo(talk, end);
+  talk.title = kept.title;
+  draw();
+  thread.show(talk);
+});
+
+const named = () => /^#c=(\w+)$/.exec(location.hash)?.[1];
+addEventListener('popstate', () => {
+  const id = named();
+  if (id && id !== talk.id) show(id);
+  else if (!id && talk.said.size > 0) fresh();
+});
+addEventListener('online', look);
+addEventListener('offline', look);
+
+await speak(recall('language') ?? preferred(navigator.languages));
+arrived(location.hash);
+expanded();
+const shown = named();
+await Promise.all([shown ? show(shown) : fresh(), side.draw(), look()]);
+performance.mark('banyan-ready');
+
+if ('serviceWorker' in navigator && isSecureContext) {
+  // The one script address that is made from a text.
+  const trusted = /** @type {any} */ (globalThis).trustedTypes?.createPolicy('banyan', { createScriptURL: () => '/sw.js' });
+  navigator.serviceWorker.register(trusted?.createScriptURL('') ?? '/sw.js').catch(console.warn);
+}

@@ -27,11 +27,20 @@ pub async fn etcdctl(url: &str, words: &[&str]) -> Finished {
 /// When they are not installed.
 pub async fn node(script: &str, arguments: &[&str]) -> Finished {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let packages = target().join("test-node");
-    assert!(packages.exists(), "{} is missing: `./test --all` installs it", packages.display());
+    let packages = packages();
     let mut command = Command::new("node");
     command.env("BANYAN_TEST_NODE", packages).arg(here.join("node").join(script)).args(arguments);
     finished(command.kill_on_drop(true).output().await.expect("node starts"))
+}
+
+/// Where `./test --all` puts npm's packages.
+///
+/// # Panics
+/// When it has not.
+pub fn packages() -> PathBuf {
+    let packages = target().join("test-node");
+    assert!(packages.exists(), "{} is missing: `./test --all` installs it", packages.display());
+    packages
 }
 
 /// Lets schemathesis ask whatever the document at `url` allows, and some that it does not.

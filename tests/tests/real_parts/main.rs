@@ -1,15 +1,17 @@
-//! With parts that others made: etcd, PyPI's and npm's clients, schemathesis, Chromium. `./test --all` installs them and runs this; `./test`
-//! leaves suites out whose names begin with `real_`.
+//! With parts that others made: etcd, PyPI's and npm's clients, schemathesis, Chromium, axe, TypeScript. `./test --all` installs them
+//! and runs this; `./test` leaves suites out whose names begin with `real_`.
 
 mod nginx;
 mod postgres;
+
+use std::path::Path;
 
 use banyan_tests::{
     Banyan, Finished,
     etcds::Etcds,
     eventually,
     process::banyan,
-    real::{etcdctl, node, python, schemathesis},
+    real::{etcdctl, node, packages, python, schemathesis},
 };
 use serde_json::json;
 
@@ -121,6 +123,30 @@ async fn the_openai_client_takes_a_batch_through_and_keeps_to_its_keys_limits() 
     let key = banyan(&format!("key create --name client --rpm 6 {store}")).await;
     let up = Banyan::up(&format!("--nodes 1 {store}")).await;
     passed(&python("openai_batches.py", &[&up.fact("API").await, key.out.trim()]).await);
+}
+
+#[tokio::test]
+async fn every_feature_of_the_page_does_what_a_person_expects() {
+    passed(&python("page_features.py", &[]).await);
+}
+
+#[tokio::test]
+async fn a_hostile_models_words_are_shown_and_nothing_of_them_runs() {
+    passed(&python("page_hostile.py", &[]).await);
+}
+
+#[tokio::test]
+async fn the_page_is_read_by_everyone_in_every_size_theme_and_language() {
+    let axe = packages().join("node_modules/axe-core/axe.min.js");
+    let shots = Path::new(env!("CARGO_MANIFEST_DIR")).join("../artifacts/page");
+    passed(&python("page_looks.py", &[axe.to_str().unwrap(), shots.to_str().unwrap()]).await);
+}
+
+#[tokio::test]
+async fn the_pages_types_are_right() {
+    let compiler = packages().join("node_modules/typescript/bin/tsc");
+    let project = concat!(env!("CARGO_MANIFEST_DIR"), "/node/tsconfig.json");
+    passed(&node(compiler.to_str().unwrap(), &["-p", project]).await);
 }
 
 #[tokio::test]
