@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::debug;
 
-use crate::root::{Answering, AskError, Roots};
+use crate::{
+    chain::Chain,
+    root::{Answering, AskError, Roots},
+};
 
 /// The pause before a root is asked again, doubled each time up to the longest.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -105,12 +108,14 @@ pub(crate) fn ask(
     ending: CancellationToken,
 ) -> impl Stream<Item = Result<Event, Failure>> + Send + 'static {
     let late = Box::pin(sleep_until(query.deadline + LATE));
+    let chain = Chain::new(roots.chain(&query.model, query.id), |model| roots.serves(model));
     let payload = if query.claim.attach { bytes::Bytes::new() } else { query.generation.encode_to_vec().into() };
     let answer = Answer {
         changes: roots.changes(),
         roots,
         asked: query.claim.attach,
         query,
+        chain,
         payload,
         stream: None,
         since: Instant::now(),
@@ -137,6 +142,8 @@ struct Answer {
     /// Of the registry.
     changes: watch::Receiver<Arc<View>>,
     query: Query,
+    /// The models that may serve it.
+    chain: Chain,
     payload: bytes::Bytes,
     stream: Option<Answering>,
     /// When it began.
@@ -234,7 +241,7 @@ impl Answer {
         }
         let tree = match &self.tree {
             Some(tree) => tree.clone(),
-            None => self.roots.pick(&self.query.model, self.query.claim.key)?,
+            None => self.roots.pick(&self.chain.step().model, self.query.claim.key)?,
         };
         // Before it answers: whoever leaves while it does is to be cancelled there.
         self.tree = Some(tree.clone());
@@ -250,7 +257,8 @@ impl Answer {
         let header = v1::Header {
             id: self.query.id.to_wire(),
             owner: self.query.owner.clone(),
-            model: self.query.model.clone(),
+            model: self.chain.step().model.clone(),
+            impatient: self.chain.step().impatient,
             remaining_ms: remaining.as_millis().try_into().unwrap_or(u64::MAX),
             priority: self.query.priority,
             tokens_max: self.query.tokens_max,
@@ -282,7 +290,17 @@ impl Answer {
                 self.broken(Some(Status::unavailable(failed.message))).await?;
                 return Ok(None);
             }
-            Some(Kind::Failed(failed)) => return Err(Failure::Failed(failed)),
+            Some(Kind::Failed(failed)) => {
+                // An answer that has begun changes neither model nor provider, and one that somebody else asked for is theirs.
+                let late = Instant::now() >= self.query.deadline;
+                if self.position > 0 || self.query.claim.attach || late {
+                    return Err(Failure::Failed(failed));
+                }
+                debug!(query = %self.query.id, model = self.chain.step().model, message = failed.message, "failed");
+                self.chain.fail(failed).map_err(Failure::Failed)?;
+                (self.stream, self.tree, self.asked) = (None, None, false);
+                return Ok(None);
+            }
             _ => {}
         }
         match answer.kind {

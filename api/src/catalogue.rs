@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use banyan_etcd::View;
+use banyan_etcd::{Model, Policy, View};
 use banyan_proto::NodeName;
+
+use crate::Aliases;
 
 /// One model, over all nodes that serve it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub(crate) struct Offer {
     pub(crate) created: u64,
     /// Who serves it, by name.
     pub(crate) nodes: Vec<NodeName>,
+    /// Of an alias: the models that it stands for.
+    pub(crate) stands_for: Vec<String>,
 }
 
 /// All models, by name.
@@ -30,6 +34,7 @@ pub(crate) fn offers(view: &View) -> Vec<Offer> {
                 chat: model.chat,
                 created: model.created,
                 nodes: Vec::new(),
+                stands_for: Vec::new(),
             });
             offer.context = offer.context.min(model.context);
             offer.chat |= model.chat;
@@ -40,14 +45,51 @@ pub(crate) fn offers(view: &View) -> Vec<Offer> {
     offers.into_values().collect()
 }
 
-/// The model that those get who don't say which.
+/// All names that can be asked for: models, those that only a provider has, and aliases.
+pub(crate) fn with_aliases(view: &View, aliases: &Aliases) -> Vec<Offer> {
+    let mut named: BTreeMap<String, Offer> = offers(view).into_iter().map(|offer| (offer.id.clone(), offer)).collect();
+    for (model, stands) in models(view).filter_map(|model| Some((model, model.stands_in.as_ref()?))) {
+        if stands.policy != Policy::Never && !named.contains_key(&stands.model) {
+            let Some(offer) = named.get(&model.id).cloned() else { continue };
+            let stands_for = vec![model.id.clone()];
+            named.insert(stands.model.clone(), Offer { id: stands.model.clone(), stands_for, ..offer });
+        }
+    }
+    for (name, targets) in aliases.iter() {
+        let offers: Vec<&Offer> = targets.iter().filter_map(|target| named.get(*target)).collect();
+        // An alias of which nothing is served can't be asked for.
+        let Some(context) = offers.iter().map(|offer| offer.context).min() else { continue };
+        let mut nodes: Vec<NodeName> = offers.iter().flat_map(|offer| offer.nodes.iter().cloned()).collect();
+        nodes.sort();
+        nodes.dedup();
+        let offer = Offer {
+            id: name.to_owned(),
+            context,
+            chat: offers.iter().any(|offer| offer.chat),
+            created: offers.iter().map(|offer| offer.created).max().unwrap_or_default(),
+            nodes,
+            stands_for: targets.into_iter().map(str::to_owned).collect(),
+        };
+        named.insert(name.to_owned(), offer);
+    }
+    named.into_values().collect()
+}
+
+/// The model that those get who don't say which: one that costs nothing, where there is one.
 pub(crate) fn first(view: &View) -> Option<&str> {
-    view.members.values().flat_map(|member| &member.models).map(|model| model.id.as_str()).min()
+    models(view).map(|model| (model.stands_in.is_some(), model.id.as_str())).min().map(|(_, id)| id)
 }
 
 /// Tokens that fit into a model's context, when the registry knows the model.
 pub(crate) fn context(view: &View, model: &str) -> Option<u32> {
-    view.members.values().flat_map(|member| &member.models).filter(|known| known.id == model).map(|known| known.context).min()
+    let named = |known: &&Model| known.id == model;
+    let stands_in = |known: &&Model| known.stands_in.as_ref().is_some_and(|stands| stands.model == model);
+    let own = models(view).filter(named).map(|known| known.context).min();
+    own.or_else(|| models(view).filter(stands_in).map(|known| known.context).min())
+}
+
+fn models(view: &View) -> impl Iterator<Item = &Model> {
+    view.members.values().flat_map(|member| &member.models)
 }
 
 /// Whether a tree has a node that serves the model.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use banyan_store::Store;
 
+use crate::Aliases;
+
 /// How an API runs.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -16,6 +18,8 @@ pub struct Config {
     pub open: bool,
     /// What this API is called in answers; its address by default.
     pub replica: Option<String>,
+    /// Names that stand for models.
+    pub aliases: Aliases,
     /// What is bounded, and how.
     pub limits: Limits,
 }

@@ -3,12 +3,14 @@
 //! It knows no model and no tokenizer: it turns requests into queries, asks the root that the registry names, and turns
 //! what comes back into the shapes that clients know. Who runs a query, and what happens when that one dies, is the tree's.
 
+mod aliases;
 mod answer;
 mod asked;
 mod batches;
 mod body;
 mod caller;
 mod catalogue;
+mod chain;
 mod chat;
 mod config;
 mod conversations;
@@ -34,5 +36,6 @@ mod tally;
 mod under_way;
 mod usage;
 
+pub use aliases::{AliasError, Aliases};
 pub use config::{Config, Limits};
 pub use server::{Api, StartError};

@@ -13,13 +13,16 @@ use std::{
 
 use banyan_etcd::View;
 use banyan_proto::{
-    MESSAGE_BYTES_MAX, NodeName, dial,
+    MESSAGE_BYTES_MAX, NodeName, QueryId, dial,
     v1::{self, inspect_client::InspectClient, root_client::RootClient},
 };
 use tokio::sync::watch;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use crate::catalogue;
+use crate::{
+    Aliases,
+    catalogue::{self, Offer},
+};
 
 /// How long a connection may take to come about; roots are near.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -43,6 +46,7 @@ const PROBE: Duration = Duration::from_secs(2);
 /// The roots of all trees.
 pub(crate) struct Roots {
     view: watch::Receiver<Arc<View>>,
+    aliases: Aliases,
     links: Mutex<BTreeMap<NodeName, Link>>,
     /// Counts queries, for round-robin over trees.
     turn: AtomicUsize,
@@ -101,8 +105,8 @@ impl AskError {
 }
 
 impl Roots {
-    pub(crate) fn new(view: watch::Receiver<Arc<View>>, retry: Duration, failover: Duration) -> Self {
-        Roots { view, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
+    pub(crate) fn new(view: watch::Receiver<Arc<View>>, aliases: Aliases, retry: Duration, failover: Duration) -> Self {
+        Roots { view, aliases, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
     }
 
     /// Tells of changes in the registry.
@@ -195,6 +199,33 @@ impl Roots {
             Ok(Err(source)) => Err(AskError::Refused { address, source }),
             Err(_) => Err(AskError::Silent { address }),
         }
+    }
+
+    /// The models to try for a name, in that order. The choices of an answer go the same way.
+    pub(crate) fn chain(&self, name: &str, id: QueryId) -> Vec<String> {
+        // Choices' ids differ in their last bits.
+        let bits = id.to_wire();
+        let key = bits[6..14].iter().fold(0, |key, byte| key << 8 | u64::from(*byte));
+        self.aliases.chain(&self.view(), name, key)
+    }
+
+    /// Whether the registry knows of a node that serves a model.
+    pub(crate) fn serves(&self, model: &str) -> bool {
+        catalogue::context(&self.view(), model).is_some()
+    }
+
+    /// All that can be asked for, by name: models, those that providers stand in for, and aliases.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        catalogue::with_aliases(&self.view(), &self.aliases)
+    }
+
+    /// Tokens that fit into the context of whatever a name stands for.
+    pub(crate) fn context(&self, name: &str) -> Option<u32> {
+        let view = self.view();
+        let chain = self.aliases.iter().find(|(alias, _)| *alias == name).map(|(_, models)| models);
+        let models = chain.unwrap_or_else(|| vec![name]);
+        // What an answer may come to at most, wherever it is made.
+        models.into_iter().filter_map(|model| catalogue::context(&view, model)).max()
     }
 
     /// Whether a root answers.

@@ -117,7 +117,7 @@ impl Api {
             keyring,
             recorder,
             replica: config.replica.unwrap_or_else(|| address.to_string()),
-            roots: Arc::new(Roots::new(view, config.limits.root_retry, config.limits.failover)),
+            roots: Arc::new(Roots::new(view, config.aliases, config.limits.root_retry, config.limits.failover)),
             returns: Default::default(),
             bodies: Arc::new(Semaphore::new(body::permits(config.limits.bodies_bytes))),
             stopping: stopping.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use banyan_api::{Api, Limits};
 
 use crate::{
-    args::{self, RegistryArgs},
+    args::{self, AliasArgs, RegistryArgs},
     exit::{Code, Failure},
     listen, output,
     stop::Stop,
@@ -25,6 +25,8 @@ pub(crate) enum Command {
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
+    #[command(flatten)]
+    aliases: AliasArgs,
     #[command(flatten)]
     store: StoreArgs,
     /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
@@ -58,6 +60,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
+    let aliases = args.aliases.read()?;
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
     let registry = stop.unless(args.registry.connect_patiently()).await?;
     if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
@@ -74,7 +77,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         ..Limits::default()
     };
     let store = Some(stop.unless(args.store.open()).await?);
-    let config = banyan_api::Config { hosts: args.hosts, store, open: args.open, replica: args.replica, limits };
+    let config = banyan_api::Config { hosts: args.hosts, store, open: args.open, replica: args.replica, aliases, limits };
     let api = Api::start(config, registry, listener).await?;
     output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1", api.address()))?;
     stop.asked().await;

@@ -1,7 +1,8 @@
 //! Flags that several commands share, and the small texts they are read from.
 
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
+use banyan_api::Aliases;
 use banyan_etcd::{Config, ConnectError, Registry};
 use banyan_node::LaneLimits;
 use banyan_proto::NodeName;
@@ -77,6 +78,24 @@ impl LaneArgs {
             tokens: self.lane_tokens,
             live_bytes: bytes(self.live_bytes),
         }
+    }
+}
+
+/// Names that stand for models.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AliasArgs {
+    /// A file of names that stand for models, such as `fast = ["gpt2", "gpt2-large"]` under `[aliases]`: docs/models.md says how.
+    #[arg(long, env = "BANYAN_ALIASES", value_name = "FILE")]
+    aliases: Option<PathBuf>,
+}
+
+impl AliasArgs {
+    /// Reads the file.
+    pub(crate) fn read(&self) -> Result<Aliases, Failure> {
+        let Some(path) = &self.aliases else { return Ok(Aliases::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| anyhow::Error::new(error).context(format!("failed to read the aliases in {}", path.display())))?;
+        Ok(Aliases::parse(&text).map_err(|error| anyhow::Error::new(error).context(format!("in {}", path.display())))?)
     }
 }
 

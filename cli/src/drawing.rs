@@ -1,6 +1,6 @@
 //! How a tree and its nodes look on a terminal and in JSON.
 
-use banyan_proto::v1::{ChildStatus, NodeStatus, TreeView};
+use banyan_proto::v1::{Account, ChildStatus, NodeStatus, TreeView};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -44,6 +44,50 @@ pub(crate) struct Node {
     pub(crate) tokens: u64,
     /// `null` where nothing is inferred.
     pub(crate) kv: Option<Kv>,
+    /// Of a provider.
+    pub(crate) keys: Vec<Key>,
+}
+
+/// A key that a provider spends from. Limits are `null` where there are none.
+#[derive(Debug, Serialize)]
+pub(crate) struct Key {
+    upstream: String,
+    /// Masked.
+    key: String,
+    running: u32,
+    requests: u64,
+    requests_per_minute: Option<u64>,
+    tokens: u64,
+    tokens_per_minute: Option<u64>,
+    reset_ms: u64,
+    spent_tokens: u64,
+    budget_tokens: Option<u64>,
+    budget_reset_ms: u64,
+    failures: u32,
+    cooling_ms: u64,
+    error: Option<String>,
+}
+
+impl Key {
+    fn new(account: &Account) -> Key {
+        let limit = |limit: u64| (limit > 0).then_some(limit);
+        Key {
+            upstream: account.upstream.clone(),
+            key: account.key.clone(),
+            running: account.running,
+            requests: account.requests,
+            requests_per_minute: limit(account.requests_max),
+            tokens: account.tokens,
+            tokens_per_minute: limit(account.tokens_max),
+            reset_ms: account.reset_ms,
+            spent_tokens: account.spent,
+            budget_tokens: limit(account.budget),
+            budget_reset_ms: account.budget_reset_ms,
+            failures: account.failures,
+            cooling_ms: account.cooling_ms,
+            error: Some(account.error.clone()).filter(|error| !error.is_empty()),
+        }
+    }
 }
 
 /// How a node's engine uses its KV memory.
@@ -104,6 +148,7 @@ impl Node {
                 tokens_drafted: kv.tokens_drafted,
                 tokens_accepted: kv.tokens_accepted,
             }),
+            keys: status.accounts.iter().map(Key::new).collect(),
         }
     }
 }
@@ -209,6 +254,9 @@ pub(crate) fn card(status: &NodeStatus) -> String {
         rows.push(("preempted", kv.preemptions.to_string()));
         rows.push(("drafts", format!("{} tokens right", share(kv.tokens_accepted, kv.tokens_drafted))));
     }
+    for account in &status.accounts {
+        rows.push(("key", key(account)));
+    }
     rows.push(("routing", status.routing.clone()));
     rows.push(("version", format!("{}, up {}", status.version, uptime(status.uptime_ms))));
     table(&rows.into_iter().map(|(label, fact)| vec![label.to_owned(), fact]).collect::<Vec<_>>())
@@ -222,6 +270,32 @@ fn child(child: &ChildStatus) -> String {
         ms => format!(", failed too often: nothing for {:.1} s", ms as f64 / 1000.0),
     };
     format!("{} ({nodes}room {}, sent {}{slow}{shut})", child.name, child.room, child.sent)
+}
+
+/// What a key was used for, what it has left, and when it has that again.
+fn key(account: &Account) -> String {
+    let left = |used: u64, limit: u64, what: &str| match limit {
+        0 => format!("{used} {what}"),
+        _ => format!("{used} of {limit} {what}"),
+    };
+    let of_a_minute =
+        [left(account.requests, account.requests_max, "requests"), left(account.tokens, account.tokens_max, "tokens a minute")];
+    let mut facts = vec![format!("{} under way", account.running), of_a_minute.join(" and ")];
+    if account.reset_ms > 0 {
+        facts.push(format!("reset in {}", uptime(account.reset_ms)));
+    }
+    if account.budget > 0 {
+        let reset = uptime(account.budget_reset_ms);
+        facts.push(format!("budget {} (for {reset} more)", left(account.spent, account.budget, "tokens")));
+    }
+    if account.failures > 0 {
+        let error = crate::terminal::line(&account.error);
+        facts.push(format!("{} in a row (last: {error})", crate::output::count(account.failures as usize, "failure")));
+    }
+    if account.cooling_ms > 0 {
+        facts.push(format!("left alone for {}", uptime(account.cooling_ms)));
+    }
+    format!("{} {}: {}", crate::terminal::line(&account.upstream), account.key, facts.join(", "))
 }
 
 fn share(part: u64, whole: u64) -> String {
@@ -363,6 +437,35 @@ routing    round-robin
 version    0.1.0, up 1 min 1 s
 ";
         assert_eq!(card(grove().children[0].status.as_ref().unwrap()), expected);
+    }
+
+    #[test]
+    fn a_card_shows_every_key_of_a_provider() {
+        let mut status = view("p", "root", 0, Vec::new()).status.unwrap();
+        let key = Account {
+            upstream: "openai".into(),
+            key: "sk-…cdef".into(),
+            running: 1,
+            requests: 3,
+            requests_max: 500,
+            tokens: 900,
+            reset_ms: 42_000,
+            spent: 2000,
+            budget: 10_000,
+            budget_reset_ms: 7_200_000,
+            failures: 2,
+            cooling_ms: 3_500,
+            error: "429".into(),
+            ..Account::default()
+        };
+        status.accounts = vec![key, Account { upstream: "ollama".into(), key: "none".into(), ..Account::default() }];
+        let card = card(&status);
+        let expected = "\
+key        openai sk-…cdef: 1 under way, 3 of 500 requests and 900 tokens a minute, reset in 42 s, budget 2000 of 10000 tokens \
+(for 2 h 0 min more), 2 failures in a row (last: 429), left alone for 3 s
+key        ollama none: 0 under way, 0 requests and 0 tokens a minute
+";
+        assert!(card.contains(expected), "{card}");
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! What a node infers with: the flags for model and engine, loading the weights once, and engines that share them.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use banyan_engine::{
-    Calibration, DeviceChoice, Dtype, Engine, Info, KvDtype, LoadOptions, Model, Options, Progress, Source, calibrate, fake,
+    Calibration, DeviceChoice, Dtype, Engine, Info, KvDtype, LoadOptions, Model, Options, Progress, Served, Source, calibrate,
+    fake,
 };
+use banyan_etcd::Policy;
 use banyan_node::Routing;
+use banyan_proto::PROVIDER_PREFIX;
+use banyan_provider::Config as Providers;
 
 use crate::{
     args::{self, Sequences},
@@ -13,13 +17,14 @@ use crate::{
     fleet, output,
 };
 
-/// Which model, and how to load it.
+/// Which models, and how to load them.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     /// A folder in Hugging Face layout, a .gguf file, a hub name like owner/name, owner/name@revision or owner/name/file.gguf,
-    /// or `banyan-tiny`, which is in this program. Without it: gpt2 from the cache or the hub, or else banyan-tiny.
-    #[arg(long, env = "BANYAN_MODEL", value_name = "MODEL")]
-    pub(crate) model: Option<String>,
+    /// or `banyan-tiny`, which is in this program. Without it: gpt2 from the cache or the hub, or else banyan-tiny. Repeated, a node
+    /// serves several, whose sequences count together.
+    #[arg(long = "model", env = "BANYAN_MODEL", value_name = "MODEL", value_delimiter = ',')]
+    pub(crate) models: Vec<String>,
     /// The weights' type: auto, f32, bf16, q8 or q4.
     #[arg(long, env = "BANYAN_DTYPE", value_name = "TYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
@@ -32,11 +37,17 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// Finds and loads the model, where it fits into memory beside that much KV of each engine; blocks for as long as the download
-    /// and the disk take.
-    pub(crate) fn load(&self, kv_memory: Option<u64>, engines: usize) -> Result<Model, Failure> {
+    /// Finds and loads the models, where they fit into memory beside that much KV of each engine; blocks for as long as the
+    /// download and the disk take.
+    pub(crate) fn load(&self, kv_memory: Option<u64>, nodes: usize) -> Result<Vec<Model>, Failure> {
+        let wanted: Vec<Option<&str>> = match &self.models[..] {
+            [] => vec![None],
+            models => models.iter().map(|model| Some(model.as_str())).collect(),
+        };
+        let engines = nodes * wanted.len();
         let options = LoadOptions { device: self.device, dtype: self.dtype, kv_dtype: self.kv_dtype, kv_memory, engines };
-        Ok(Model::load(&find(self.model.as_deref())?, &options, &Progress::stderr()).map_err(anyhow::Error::new)?)
+        let load = |model| Ok(Model::load(&find(model)?, &options, &Progress::stderr()).map_err(anyhow::Error::new)?);
+        wanted.into_iter().map(load).collect()
     }
 }
 
@@ -50,9 +61,13 @@ pub(crate) fn find(model: Option<&str>) -> Result<Source, Failure> {
 pub(crate) struct InferenceArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// What computes: `local` runs a model here, `fake` invents a text without weights, to try trees out.
+    /// What computes: `local` runs a model here, `fake` invents a text without weights, to try trees out, `provider` asks the
+    /// services in the file of --providers.
     #[arg(long, env = "BANYAN_ENGINE", value_enum, default_value = "local")]
-    engine: Kind,
+    pub(crate) engine: Kind,
+    /// A file of services that others run, with their models and keys: docs/providers.md says what is in it.
+    #[arg(long, env = "BANYAN_PROVIDERS", value_name = "FILE", required_if_eq("engine", "provider"))]
+    providers: Option<PathBuf>,
     /// How many sequences a node runs before it calls itself busy; `auto` measures at start with how many a step takes twice
     /// as long as with one.
     #[arg(long, env = "BANYAN_BUSY_AT", value_name = "N", default_value = "auto")]
@@ -82,9 +97,10 @@ pub(crate) struct InferenceArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
+pub(crate) enum Kind {
     Local,
     Fake,
+    Provider,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -95,32 +111,62 @@ enum Speculate {
 
 /// What engines are made of: read once, and shared by all of a process.
 pub(crate) enum Weights {
-    Local {
-        model: Arc<Model>,
-        /// Where something was left to be measured.
-        calibration: Option<Calibration>,
-    },
+    /// Each with what was measured, where something was left to be.
+    Local(Vec<(Arc<Model>, Option<Calibration>)>),
     Fake,
+    Provider(Providers),
+}
+
+impl Weights {
+    /// When a provider's models stand in for others.
+    pub(crate) fn policy(&self) -> Option<Policy> {
+        let Weights::Provider(providers) = self else { return None };
+        Some(match providers.policy {
+            banyan_provider::Policy::Spill => Policy::Spill,
+            banyan_provider::Policy::Always => Policy::Always,
+            banyan_provider::Policy::Never => Policy::Never,
+        })
+    }
 }
 
 impl InferenceArgs {
     /// Whether somebody asked for a model, which a root has no use for.
     pub(crate) fn names_a_model(&self) -> bool {
-        self.model.model.is_some()
+        !self.model.models.is_empty()
+    }
+
+    /// Whether somebody named services that others run.
+    pub(crate) fn has_providers(&self) -> bool {
+        self.providers.is_some()
+    }
+
+    /// The services of --providers, for a node of their own. Keys that two nodes count apart would be spent twice.
+    pub(crate) fn providers(&self) -> Result<Option<Weights>, Failure> {
+        let read = |file: &PathBuf| Providers::read(file).map(Weights::Provider).map_err(anyhow::Error::new);
+        Ok(self.providers.as_ref().map(read).transpose()?)
     }
 
     /// Finds and loads the model for the `nodes` of this process, and measures once for all of them what is left to be
     /// measured; takes as long as the download and the disk, and a fifth of a second.
     pub(crate) async fn load(&self, nodes: usize) -> Result<Weights, Failure> {
-        if self.engine == Kind::Fake {
-            return Ok(Weights::Fake);
+        match self.engine {
+            Kind::Fake => return Ok(Weights::Fake),
+            Kind::Provider => {
+                let missing = || Failure::told(Code::Usage, "--engine provider needs --providers FILE");
+                return self.providers()?.ok_or_else(missing);
+            }
+            Kind::Local => {}
         }
         let args = self.clone();
         let loading = tokio::task::spawn_blocking(move || {
-            let model = Arc::new(args.model.load(args.kv_memory, nodes)?);
             let measures = args.batch == Sequences::Auto || args.busy_at == Sequences::Auto;
-            let measured = measures.then(|| calibrate(&model, &args.options(nodes))).transpose();
-            Ok::<_, Failure>(Weights::Local { calibration: measured.map_err(anyhow::Error::new)?, model })
+            let measured = |model: Model| {
+                let model = Arc::new(model);
+                let calibration = measures.then(|| calibrate(&model, &args.options(nodes))).transpose();
+                Ok((model, calibration.map_err(anyhow::Error::new)?))
+            };
+            let models = args.model.load(args.kv_memory, nodes)?.into_iter().map(measured);
+            Ok::<_, Failure>(Weights::Local(models.collect::<Result<_, Failure>>()?))
         });
         loading.await.map_err(|error| anyhow::Error::new(error).context("loading the model failed"))?
     }
@@ -129,40 +175,63 @@ impl InferenceArgs {
     fn options(&self, nodes: usize) -> Options {
         let threads = self.threads.map(usize::from);
         let speculate = self.speculate == Speculate::Auto;
-        Options { threads, kv_memory: self.kv_memory, engines: nodes, speculate, ..Options::default() }
+        let engines = nodes * self.model.models.len().max(1);
+        Options { threads, kv_memory: self.kv_memory, engines, speculate, ..Options::default() }
     }
 
     /// With how many sequences a node is busy; `None`: with as many as it batches.
     pub(crate) fn busy_at(&self, weights: &Weights) -> Option<u32> {
         self.busy_at.given().or(match weights {
-            Weights::Local { calibration, .. } => calibration.as_ref().map(|measured| measured.busy_at),
-            Weights::Fake => None,
+            // Together they are no faster than the slowest alone.
+            Weights::Local(models) => {
+                models.iter().filter_map(|(_, calibration)| calibration.as_ref()).map(|measured| measured.busy_at).min()
+            }
+            Weights::Fake | Weights::Provider(_) => None,
         })
     }
 
     /// Starts the engine of one of the `nodes` in this process.
     pub(crate) fn start(&self, weights: &Weights, nodes: usize) -> Result<fleet::Engine, Failure> {
         match weights {
-            Weights::Local { model, calibration } => {
-                let measured = calibration.as_ref().map(|measured| measured.batch_max);
-                let options = self.options(nodes);
-                let options = Options { batch_max: self.batch.given().or(measured).unwrap_or(options.batch_max), ..options };
-                Ok(Engine::start(Arc::clone(model), options).map_err(anyhow::Error::new)?)
+            Weights::Local(models) => {
+                let one = |(model, calibration): &(Arc<Model>, Option<Calibration>)| {
+                    let measured = calibration.as_ref().map(|measured| measured.batch_max);
+                    let options = self.options(nodes);
+                    let options = Options { batch_max: self.batch.given().or(measured).unwrap_or(options.batch_max), ..options };
+                    Engine::start(Arc::clone(model), options)
+                };
+                together(models.iter().map(one).collect::<Result<_, _>>().map_err(anyhow::Error::new)?)
+            }
+            Weights::Provider(providers) => {
+                Ok(banyan_provider::start(providers.clone(), PROVIDER_PREFIX).map_err(anyhow::Error::new)?)
             }
             Weights::Fake => {
                 let defaults = fake::Options::default();
                 let batch_max = self.batch.given().unwrap_or(defaults.batch_max);
-                let model = self.model.model.clone().unwrap_or_else(|| defaults.model.clone());
-                Ok(Engine::fake(fake::Options {
-                    model,
-                    batch_max,
-                    token_time: self.token_time,
-                    speculate: self.speculate == Speculate::Auto,
-                    ..defaults
-                }))
+                let one = |model: String| {
+                    Engine::fake(fake::Options {
+                        model,
+                        batch_max,
+                        token_time: self.token_time,
+                        speculate: self.speculate == Speculate::Auto,
+                        ..defaults.clone()
+                    })
+                };
+                match &self.model.models[..] {
+                    [] => Ok(one(defaults.model.clone())),
+                    models => together(models.iter().cloned().map(one).collect()),
+                }
             }
         }
     }
+}
+
+/// One engine as it is, several behind one handle.
+fn together(mut engines: Vec<fleet::Engine>) -> Result<fleet::Engine, Failure> {
+    if engines.len() == 1 {
+        return Ok(engines.remove(0));
+    }
+    Ok(Engine::several(engines).map_err(anyhow::Error::new)?)
 }
 
 /// Says what an engine serves, in a line, and with how many sequences its node is busy.
@@ -171,9 +240,16 @@ pub(crate) fn describe(info: &Info, busy_at: Option<u32>) -> String {
     if let Some(busy_at) = busy_at.filter(|busy_at| *busy_at < info.batch_max) {
         together.push_str(&format!(" (busy at {busy_at})"));
     }
-    if info.parameters == 0 {
-        return format!("a fake engine that serves as {}, {together}", info.model);
+    let names: Vec<&str> = info.models.iter().map(|served| served.model.as_str()).collect();
+    if info.device == "provider" {
+        return format!("{} by others, {together}", names.join(", "));
     }
-    let millions = info.parameters as f64 / 1e6;
-    format!("{} ({millions:.1} million parameters) on {} in {}, {together}", info.model, info.device, info.dtype)
+    if info.first().parameters == 0 {
+        return format!("a fake engine that serves as {}, {together}", names.join(", "));
+    }
+    let sized = |served: &Served| {
+        format!("{} ({:.1} million parameters) in {}", served.model, served.parameters as f64 / 1e6, served.dtype)
+    };
+    let models: Vec<String> = info.models.iter().map(sized).collect();
+    format!("{} on {}, {together}", models.join(" and "), info.device)
 }

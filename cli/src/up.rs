@@ -8,10 +8,10 @@ use banyan_proto::NodeName;
 use tokio::net::TcpListener;
 
 use crate::{
-    args::{self, LaneArgs, RegistryArgs},
+    args::{self, AliasArgs, LaneArgs, RegistryArgs},
     exit::Failure,
     fleet::Fleet,
-    inference::{self, InferenceArgs},
+    inference::{self, InferenceArgs, Kind},
     listen, output,
     stop::Stop,
     store::StoreArgs,
@@ -37,6 +37,8 @@ pub(crate) struct Args {
     /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
     #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
     cluster: NodeName,
+    #[command(flatten)]
+    aliases: AliasArgs,
     #[command(flatten)]
     store: StoreArgs,
     /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
@@ -69,6 +71,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
 }
 
 async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
+    let aliases = args.aliases.read()?;
     // All ports are taken before the model is loaded: nobody likes to wait for a failure.
     let registry_listener = match args.etcd {
         None => Some(bind_registry(args).await?),
@@ -76,7 +79,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     };
     let api_listener = listen::bind("the API", "--listen", &args.listen).await?;
     let mut node_listeners = Vec::new();
-    for _ in 0..=args.nodes {
+    for _ in 0..=args.nodes + u16::from(args.inference.has_providers()) {
         node_listeners.push(listen::bind_node(None).await?);
     }
     let store = Some(args.store.open().await?);
@@ -85,7 +88,10 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         (endpoints, _) => endpoints.clone().unwrap_or_default(),
     };
     let registry = Registry::connect(banyan_etcd::Config::new(endpoints.clone(), args.cluster.clone())).await?;
-    let weights = args.inference.load(args.nodes.into()).await?;
+    let providers = args.inference.providers()?;
+    // With --engine provider there is nobody but them.
+    let nodes = if args.inference.engine == Kind::Provider { 0 } else { args.nodes };
+    let weights = if nodes > 0 { Some(args.inference.load(nodes.into()).await?) } else { None };
 
     let mut listeners = node_listeners.into_iter();
     let mut next_listener = || listeners.next().expect("a listener was bound for the root and for each node");
@@ -105,25 +111,37 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         ),
         None => failure,
     })?;
-    let busy_at = args.inference.busy_at(&weights);
-    let mut served = String::new();
-    for number in 1..=args.nodes {
-        let name: NodeName = format!("node-{number}").parse().expect("a valid name");
-        let engine = args.inference.start(&weights, usize::from(args.nodes))?;
-        served = inference::describe(engine.0.info(), busy_at);
-        let config = Config { busy_at, batch_max: args.inference.batch.given(), ..configured(Config::child(name, root.clone())) };
+    let mut started = Vec::new();
+    if let Some(weights) = &weights {
+        let busy_at = args.inference.busy_at(weights);
+        let mut served = String::new();
+        for number in 1..=nodes {
+            let name: NodeName = format!("node-{number}").parse().expect("a valid name");
+            let engine = args.inference.start(weights, usize::from(nodes))?;
+            served = inference::describe(engine.0.info(), busy_at);
+            let batch_max = args.inference.batch.given();
+            let config = Config { busy_at, batch_max, ..configured(Config::child(name, root.clone())) };
+            fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;
+        }
+        started.push(format!("{}, each with {served}", output::count(usize::from(nodes), "node")));
+    }
+    if let Some(providers) = &providers {
+        let engine = args.inference.start(providers, 1)?;
+        started.push(format!("the node provider with {}", inference::describe(engine.0.info(), None)));
+        let name: NodeName = "provider".parse().expect("a valid name");
+        let config = Config { stands_in: providers.policy(), ..configured(Config::child(name, root.clone())) };
         fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;
     }
     fleet.ready().await;
     let limits = banyan_api::Limits { chat_idle: args.chat_idle, ..banyan_api::Limits::default() };
-    let config = banyan_api::Config { store, open: args.open, limits, ..banyan_api::Config::default() };
+    let config = banyan_api::Config { store, open: args.open, aliases, limits, ..banyan_api::Config::default() };
     let address = fleet.start_api(config, registry, api_listener).await?.address();
 
-    let nodes = output::count(usize::from(args.nodes), "node");
+    let started = started.join(", and ");
     let etcd = endpoints.join(",");
     let elsewhere = if etcd == format!("http://{}", listen::REGISTRY) { String::new() } else { format!(" --etcd {etcd}") };
     output::print(&format!(
-        "banyan is up: a root and {nodes}, each with {served}\n  \
+        "banyan is up: a root and {started}\n  \
            page      http://{address}/\n  \
            API       http://{address}/v1\n  \
            registry  {etcd}\n  \

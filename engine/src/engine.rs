@@ -1,40 +1,72 @@
 //! The handle to a running engine.
 
 use std::sync::{Arc, mpsc as commands};
-use std::thread;
+use std::{fmt, thread};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admission::Admissions;
 use crate::kernels::Pool;
-use crate::local::{Local, Served};
+use crate::local::{self, Local};
 use crate::room::{Room, room};
 use crate::runner::{self, Backend, Command, Outlets, STEPS_WAITING};
 use crate::scheduler::{Limits, Recording, Scheduler, Stats};
-use crate::{KvMemory, Model, Profile, Request, SequenceId, Step, fake, kv, threads};
+use crate::several::{self, Several};
+use crate::{Account, KvMemory, Model, Profile, Request, SequenceId, Step, fake, kv, threads};
 
 /// What an engine serves, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// The model's public name.
+    /// Its models, at least one; the first is for those who do not name theirs.
+    pub models: Vec<Served>,
+    /// `cpu`, `cuda:0`, `fake` or `provider`.
+    pub device: String,
+    /// Sequences that run at once, of all models together.
+    pub batch_max: u32,
+    /// Whether a batch may wait in front of it. In front of a service that counts requests nobody gains by waiting.
+    pub queues: bool,
+}
+
+/// One model that an engine serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Its public name.
     pub model: String,
     /// Tokens of a prompt and its answer together.
     pub context: u32,
-    /// Whether the model has a chat template of its own.
+    /// Whether it has a chat template of its own.
     pub chat: bool,
-    /// `cpu`, `cuda:0`, or `fake`.
-    pub device: String,
     /// Of the weights.
     pub dtype: String,
-    /// Sequences that run at once.
-    pub batch_max: u32,
     /// What decides the bits of the results: equal fingerprints give equal answers.
     pub fingerprint: String,
     /// Number of weights.
     pub parameters: u64,
     /// Unix seconds at which the model's files were written.
     pub created: u64,
+}
+
+impl Info {
+    /// The model of that name; of no name: the first.
+    pub fn served(&self, model: &str) -> Option<&Served> {
+        self.models.iter().find(|served| model.is_empty() || served.model == model)
+    }
+
+    /// The first model.
+    ///
+    /// # Panics
+    ///
+    /// When somebody made one without any.
+    pub fn first(&self) -> &Served {
+        self.models.first().expect("an engine serves at least one model")
+    }
+
+    /// Of all its models.
+    pub fn fingerprint(&self) -> String {
+        let all: Vec<&str> = self.models.iter().map(|served| served.fingerprint.as_str()).collect();
+        all.join("+")
+    }
 }
 
 /// How to run a model.
@@ -97,10 +129,15 @@ pub enum StartError {
 /// A running engine. A cheap handle: clones reach the same engine, and it stops when the last one is gone.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    works: Works,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+enum Works {
+    One(Arc<Shared>),
+    Several(Arc<Several>),
+}
+
 struct Shared {
     info: Info,
     /// Unbounded, so that `submit` never blocks: the node bounds what it submits, and a command is small.
@@ -109,6 +146,17 @@ struct Shared {
     stats: watch::Receiver<Stats>,
     /// Closed when the engine's threads have ended.
     ended: watch::Receiver<()>,
+    /// The keys that it spends from elsewhere, as they stand.
+    accounts: Option<Accounts>,
+}
+
+/// Reads the keys of an engine that others compute for.
+type Accounts = Box<dyn Fn() -> Vec<Account> + Send + Sync>;
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("info", &self.info).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Shared {
@@ -138,14 +186,16 @@ impl Engine {
         let speculate = options.speculate && model.is_exact();
         let limits = Limits { batch_max, step_tokens, pages, page_tokens: kv::PAGE_TOKENS, speculate };
         let scheduler = Scheduler::new(limits, options.recording);
-        let info = Info { context, ..model.info(batch_max) };
-        let kv_bytes = u64::from(pages) * page_bytes;
-        info!(model = info.model, dtype = info.dtype, device = info.device, threads, pages, kv_bytes, "the engine starts");
+        let mut info = model.info(batch_max);
+        info.models.iter_mut().for_each(|served| served.context = context);
+        let (kv_bytes, first) = (u64::from(pages) * page_bytes, info.first());
+        info!(model = first.model, dtype = first.dtype, device = info.device, threads, pages, kv_bytes, "the engine starts");
         if context < whole {
             warn!(context, of = whole, "the KV memory holds no whole context, so a shorter one is served");
         }
         let backend = Local::new(Arc::clone(&model), cache, pool, options.profile);
-        spawn(info, backend, Arc::new(Served { model, context }), scheduler, watch::channel(false).0).map_err(StartError::Thread)
+        spawn(info, backend, Arc::new(local::Served { model, context }), scheduler, watch::channel(false).0)
+            .map_err(StartError::Thread)
     }
 
     /// Starts an engine without weights: the same handle, channel, scheduler and batching, and a text from nowhere.
@@ -165,52 +215,92 @@ impl Engine {
 
     /// A handle to an engine that nobody runs: its orders are for whoever computes the steps, under a time of their own.
     pub fn unmanned(info: Info) -> (Engine, Orders) {
+        Engine::manned_elsewhere(info, None)
+    }
+
+    /// The same for steps that others compute, with keys that are spent: `accounts` says how these stand.
+    pub fn spending(info: Info, accounts: impl Fn() -> Vec<Account> + Send + Sync + 'static) -> (Engine, Orders) {
+        Engine::manned_elsewhere(info, Some(Box::new(accounts)))
+    }
+
+    fn manned_elsewhere(info: Info, accounts: Option<Accounts>) -> (Engine, Orders) {
         let (command, commands) = commands::channel();
-        let shared = Shared {
-            info,
-            commands: command,
-            stop: watch::channel(false).0,
-            stats: watch::channel(Stats::default()).1,
-            ended: watch::channel(()).1,
-        };
-        (Engine { shared: Arc::new(shared) }, Orders(commands))
+        let (alive, ended) = watch::channel(());
+        let (stop, stats) = (watch::channel(false).0, watch::channel(Stats::default()).1);
+        let shared = Shared { info, commands: command, stop, stats, ended, accounts };
+        (Engine { works: Works::One(Arc::new(shared)) }, Orders { commands, _alive: alive })
+    }
+
+    /// Puts engines with a model each behind one handle: what one of them says goes the same way, and their sequences count
+    /// together. Must be called in a Tokio runtime.
+    pub fn several(engines: Vec<(Engine, mpsc::Receiver<Step>)>) -> Result<(Engine, mpsc::Receiver<Step>), StartError> {
+        let (several, steps) = several::gather(engines)?;
+        Ok((Engine { works: Works::Several(Arc::new(several)) }, steps))
     }
 
     /// What it serves.
     pub fn info(&self) -> &Info {
-        &self.shared.info
+        match &self.works {
+            Works::One(shared) => &shared.info,
+            Works::Several(several) => several.info(),
+        }
     }
 
     /// How its memory is used, and what was reused and given up since its start.
     pub fn stats(&self) -> Stats {
-        *self.shared.stats.borrow()
+        match &self.works {
+            Works::One(shared) => *shared.stats.borrow(),
+            Works::Several(several) => several.stats(),
+        }
+    }
+
+    /// The keys that it spends from, where others compute for it.
+    pub fn accounts(&self) -> Vec<Account> {
+        match &self.works {
+            Works::One(shared) => shared.accounts.as_ref().map(|accounts| accounts()).unwrap_or_default(),
+            Works::Several(several) => several.accounts(),
+        }
     }
 
     /// Adds a sequence. Never blocks: prompts are read on a thread of the engine's. The caller bounds how many it submits. After
     /// `stop`, nothing comes of it.
     pub fn submit(&self, request: Request) {
-        // A stopped engine says nothing more about anything: its channel of steps is closed, which the caller sees.
-        let _ = self.shared.commands.send(Command::Submit(Box::new(request)));
+        match &self.works {
+            // A stopped engine says nothing more about anything: its channel of steps is closed, which the caller sees.
+            Works::One(shared) => drop(shared.commands.send(Command::Submit(Box::new(request)))),
+            Works::Several(several) => several.submit(request),
+        }
     }
 
     /// Ends a sequence with `Cancelled` within one step, unless it has ended already. Unknown ids are ignored.
     pub fn cancel(&self, id: SequenceId) {
-        let _ = self.shared.commands.send(Command::Cancel(id));
+        match &self.works {
+            Works::One(shared) => drop(shared.commands.send(Command::Cancel(id))),
+            Works::Several(several) => several.cancel(id),
+        }
     }
 
     /// Ends all sequences with `Cancelled`, and returns when the engine's threads have ended.
     pub async fn stop(&self) {
-        self.shared.stop.send_replace(true);
-        let _ = self.shared.commands.send(Command::Stop);
-        let mut ended = self.shared.ended.clone();
-        // An error means that the thread has dropped its end: what we wait for.
-        while ended.changed().await.is_ok() {}
+        match &self.works {
+            Works::One(shared) => {
+                shared.stop.send_replace(true);
+                let _ = shared.commands.send(Command::Stop);
+                let mut ended = shared.ended.clone();
+                // An error means that the thread has dropped its end: what we wait for.
+                while ended.changed().await.is_ok() {}
+            }
+            Works::Several(several) => Box::pin(several.stop()).await,
+        }
     }
 }
 
-/// What an engine was told that nobody runs.
+/// What an engine was told that nobody runs. It has ended when this is dropped.
 #[derive(Debug)]
-pub struct Orders(commands::Receiver<Command>);
+pub struct Orders {
+    commands: commands::Receiver<Command>,
+    _alive: watch::Sender<()>,
+}
 
 /// One thing that it was told.
 #[derive(Debug)]
@@ -225,10 +315,22 @@ impl Orders {
     /// The next order, if there is one.
     pub fn next_order(&self) -> Option<Order> {
         loop {
-            match self.0.try_recv().ok()? {
+            match self.commands.try_recv().ok()? {
                 Command::Submit(request) => return Some(Order::Submit(request)),
                 Command::Cancel(id) => return Some(Order::Cancel(id)),
                 Command::Admitted | Command::Stop => {}
+            }
+        }
+    }
+
+    /// Waits for the next order, on a thread of its own; `None` when the engine is to stop, or nobody can reach it any more.
+    pub fn wait(&self) -> Option<Order> {
+        loop {
+            match self.commands.recv().ok()? {
+                Command::Submit(request) => return Some(Order::Submit(request)),
+                Command::Cancel(id) => return Some(Order::Cancel(id)),
+                Command::Stop => return None,
+                Command::Admitted => {}
             }
         }
     }
@@ -263,7 +365,8 @@ fn spawn<B: Backend + Send + 'static>(
         drop(language);
         drop(alive);
     })?;
-    Ok((Engine { shared: Arc::new(Shared { info, commands: command, stop, stats, ended }) }, steps))
+    let shared = Shared { info, commands: command, stop, stats, ended, accounts: None };
+    Ok((Engine { works: Works::One(Arc::new(shared)) }, steps))
 }
 
 #[cfg(test)]

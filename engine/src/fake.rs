@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::engine::Info;
+use crate::engine::{Info, Served};
 use crate::language::{Language, Reading};
 use crate::runner::{Backend, Drawn, Item, Outcome};
 use crate::scheduler::{Limits, Recording};
@@ -114,18 +114,17 @@ impl Options {
 
     /// What it serves.
     pub fn info(&self) -> Info {
-        Info {
+        let served = Served {
             model: self.model.clone(),
             context: self.context(),
             chat: true,
-            device: "fake".into(),
             dtype: "none".into(),
-            batch_max: self.batch_max.max(1),
             // Version, and what the text is a function of besides prompt and seed.
             fingerprint: format!("fake-{}-{}", env!("CARGO_PKG_VERSION"), self.tokens_default),
             parameters: 0,
             created: 0,
-        }
+        };
+        Info { models: vec![served], device: "fake".into(), batch_max: self.batch_max.max(1), queues: true }
     }
 }
 

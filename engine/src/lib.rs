@@ -2,6 +2,7 @@
 //!
 //! Knows no tree and no network (but the hub's). A caller submits [`Request`]s to an [`Engine`] and receives [`Step`]s.
 
+mod account;
 mod admission;
 pub mod bench;
 mod bundled;
@@ -35,6 +36,7 @@ mod runner;
 mod sampler;
 pub mod scheduler;
 mod sequence;
+mod several;
 mod source;
 mod stored;
 mod telling;
@@ -43,9 +45,10 @@ mod text;
 pub mod threads;
 mod tokenizer;
 
+pub use account::Account;
 pub use calibrate::{Calibration, calibrate};
 pub use checkpoint::Checkpoint;
-pub use engine::{Engine, Info, Options, Order, Orders, StartError};
+pub use engine::{Engine, Info, Options, Order, Orders, Served, StartError};
 pub use error::{LoadError, ResolveError};
 pub use folder::Folder;
 pub use hub::{Hub, Token};
@@ -53,8 +56,8 @@ pub use model::{DeviceChoice, Dtype, KvDtype, LoadOptions, Model, RandomShape, U
 pub use profile::Profile;
 pub use progress::Progress;
 pub use request::{
-    FinishReason, LogitBias, Message, Output, Prompt, Refusal, Request, Sampling, SequenceId, Step, Tell, TokenLogprob, Told,
-    Usage,
+    FinishReason, LogitBias, Message, Output, PIECE, Prompt, Refusal, Request, Sampling, SequenceId, Step, Tell, TokenLogprob,
+    Told, Usage,
 };
 pub use room::KvMemory;
 pub use sampler::{Logprob, Sampled, Sampler};

@@ -139,13 +139,14 @@ pub fn run(source: &Source, plan: &Plan, tell: &dyn Fn(usize, usize)) -> Result<
         let done = |part: usize| tell(number * parts + part, plan.dtypes.len() * parts);
         let scores = compare(&reference, &other, &pool, &windows, &done).map_err(QualityError::Compute)?;
         // What `auto` came to, and else what was asked for: four bits have the vocabulary in eight.
-        let dtype = if dtype == Dtype::Auto { other.info(0).dtype } else { dtype.to_string() };
+        let dtype = if dtype == Dtype::Auto { other.info(0).first().dtype.clone() } else { dtype.to_string() };
         let (own, row) = row(dtype, other.kv_dtype().to_string(), &scores);
         perplexity = own;
         rows.push(row);
     }
     let info = reference.info(0);
-    Ok(Report { model: info.model, parameters: info.parameters, tokens, window, perplexity, rows })
+    let served = info.first();
+    Ok(Report { model: served.model.clone(), parameters: served.parameters, tokens, window, perplexity, rows })
 }
 
 /// The text's tokens in windows, each of which begins as the tokenizer begins a text.

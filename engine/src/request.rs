@@ -12,6 +12,8 @@ pub struct SequenceId(pub u64);
 pub struct Request {
     /// Names the sequence in every [`Output`].
     pub id: SequenceId,
+    /// Which of the engine's models is meant; empty: the first.
+    pub model: String,
     /// What to continue.
     pub prompt: Prompt,
     /// How to choose tokens.
@@ -36,6 +38,7 @@ impl Request {
     pub fn fixed(id: SequenceId, prompt: Vec<u32>, tokens: u32) -> Request {
         Request {
             id,
+            model: String::new(),
             prompt: Prompt::Tokens(prompt),
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             max_tokens: Some(tokens),
@@ -153,7 +156,18 @@ pub struct LogitBias {
 pub struct Step {
     /// In the order in which sequences joined.
     pub outputs: Vec<Output>,
+    /// How many sequences can run together from now on, where that changes: less than the batch while keys are used up.
+    pub slots: Option<u32>,
 }
+
+impl From<Vec<Output>> for Step {
+    fn from(outputs: Vec<Output>) -> Step {
+        Step { outputs, slots: None }
+    }
+}
+
+/// A text that is no token of any vocabulary: what a service sent that does not say its tokens. It takes a position of the answer.
+pub const PIECE: u32 = u32::MAX;
 
 /// News of one sequence. Every submitted sequence ends with exactly one `Finished`, `Cancelled` or `Refused`.
 #[derive(Clone, Debug, PartialEq)]
@@ -286,4 +300,10 @@ pub enum Refusal {
     /// The engine failed.
     #[error("the engine failed: {0}")]
     Engine(String),
+    /// Nothing was computed, and now is not the time for it.
+    #[error("{0}")]
+    Busy(String),
+    /// Nobody can serve it any more, and that is not the request's fault: an answer broke off that can't be continued.
+    #[error("{0}")]
+    Broken(String),
 }

@@ -128,7 +128,7 @@ pub(crate) fn run<B: Backend>(
     let outputs = std::mem::take(&mut runner.outputs);
     if !outputs.is_empty() {
         // A reader that is still there learns what became of its sequences; nobody waits for one that is not.
-        let _ = steps.try_send(Step { outputs });
+        let _ = steps.try_send(Step::from(outputs));
     }
 }
 
@@ -271,7 +271,7 @@ impl<B: Backend> Runner<'_, B> {
     /// Sends the news. False: nobody listens any more, or the engine is to stop.
     fn tell(&mut self, steps: &mpsc::Sender<Step>, stop: &watch::Receiver<bool>) -> bool {
         let outputs = std::mem::take(&mut self.outputs);
-        outputs.is_empty() || send(steps, Step { outputs }, stop, || self.backend.rest())
+        outputs.is_empty() || send(steps, Step::from(outputs), stop, || self.backend.rest())
     }
 
     /// Who is in the next step; newcomers are news.

@@ -17,7 +17,7 @@ mod view;
 mod watcher;
 
 pub use error::{CallError, ConnectError, MoveError, ReadError, RegisterError, ReignError};
-pub use member::{Member, MemberError, Model, Role};
+pub use member::{Member, MemberError, Model, Policy, Role, StandIn};
 pub use registration::Registration;
 pub use registry::{Config, Registry};
 pub use view::{Root, View};

@@ -24,6 +24,32 @@ pub struct Model {
     /// When its weights were made, in Unix seconds.
     #[serde(default)]
     pub created: u64,
+    /// Of a provider's model: which one it can stand in for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stands_in: Option<StandIn>,
+}
+
+/// A provider's model, in the place of one that the tree's own nodes serve, or might.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandIn {
+    /// The model that is asked for.
+    pub model: String,
+    /// When it is taken.
+    pub policy: Policy,
+}
+
+/// When a provider is taken by those who ask for a model and not for a provider.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// When no node of the tree's own has a place for the query.
+    #[default]
+    Spill,
+    /// Before any node of the tree's own.
+    Always,
+    /// Not at all.
+    #[serde(other)]
+    Never,
 }
 
 /// What a node is in its tree.
@@ -140,7 +166,7 @@ pub(crate) mod tests {
             tree: name("main"),
             incarnation: 7,
             version: "0.1.0".into(),
-            models: vec![Model { id: "gpt2".into(), context: 1024, chat: false, created: 1 }],
+            models: vec![Model { id: "gpt2".into(), context: 1024, chat: false, created: 1, stands_in: None }],
             device: "cpu".into(),
             started_at: 1_700_000_000_000,
         }

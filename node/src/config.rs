@@ -2,7 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use banyan_proto::NodeName;
+use banyan_etcd::{Policy, StandIn};
+use banyan_proto::{NodeName, PROVIDER_PREFIX};
 use serde::{Deserialize, Serialize};
 
 use crate::recording::Recording;
@@ -30,6 +31,8 @@ pub struct Config {
     pub parent_timeout: Duration,
     /// What may wait at the root.
     pub lanes: LaneLimits,
+    /// Of a provider: when its models stand in for those of the tree's own nodes.
+    pub stands_in: Option<Policy>,
     /// Keeps every event and action, for replays.
     pub recording: Option<Recording>,
 }
@@ -48,6 +51,7 @@ impl Config {
             batch_max: None,
             parent_timeout: Duration::from_secs(60),
             lanes: LaneLimits::default(),
+            stands_in: None,
             recording: None,
         }
     }
@@ -55,6 +59,12 @@ impl Config {
     /// A root in waiting of the tree `main`.
     pub fn standby(name: NodeName) -> Self {
         Config { standby: true, ..Config::root(name) }
+    }
+
+    /// What one of a provider's models stands in for: the one of the same name without the prefix.
+    pub(crate) fn stand_in(&self, model: &str) -> Option<StandIn> {
+        let model = model.strip_prefix(PROVIDER_PREFIX)?.to_owned();
+        self.stands_in.map(|policy| StandIn { model, policy })
     }
 
     /// A node below `parent`.

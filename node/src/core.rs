@@ -389,7 +389,9 @@ impl Core {
 pub(crate) fn engine_settings(config: &Config, info: &engine::Info) -> router::Engine {
     let batch_max = config.batch_max.unwrap_or(info.batch_max).clamp(1, info.batch_max.max(1));
     let busy_at = config.busy_at.unwrap_or(batch_max).clamp(1, batch_max);
-    router::Engine { models: vec![Arc::from(info.model.as_str())], busy_at, batch_max }
+    let mut models: Vec<Arc<str>> = info.models.iter().map(|served| Arc::from(served.model.as_str())).collect();
+    models.sort();
+    router::Engine { models, busy_at, batch_max, queue_max: if info.queues { batch_max } else { 0 } }
 }
 
 /// Reads a counter that another task writes.

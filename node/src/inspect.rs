@@ -277,6 +277,7 @@ impl Inspector {
             cluster: facts.cluster.to_string(),
             tree: facts.tree.to_string(),
             kv: now.kv,
+            accounts: now.accounts,
             delivers_through: now.through.unwrap_or_default(),
         })
     }

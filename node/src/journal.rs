@@ -96,9 +96,13 @@ impl Fact {
     /// Whether a person would want to read it: reports and tokens by themselves say nothing.
     fn tells(&self) -> bool {
         match self {
-            Fact::Router(router::Event::ChildReported { .. } | router::Event::Ended { .. } | router::Event::Tick, actions) => {
-                actions.iter().any(|action| !matches!(action, router::Action::Report { .. }))
-            }
+            Fact::Router(
+                router::Event::ChildReported { .. }
+                | router::Event::Limited { .. }
+                | router::Event::Ended { .. }
+                | router::Event::Tick,
+                actions,
+            ) => actions.iter().any(|action| !matches!(action, router::Action::Report { .. })),
             Fact::Router(..) | Fact::Note(_) => true,
             Fact::Ledger(event, actions) => match event {
                 ledger::Event::Asked(_) | ledger::Event::AskedAgain { .. } => actions.iter().any(|action| match action {
@@ -163,6 +167,7 @@ fn router_event(event: &router::Event) -> String {
             format!("query {} (attempt {})", ticket.id, ticket.attempt.number)
         }
         router::Event::Arrived(ticket) => format!("query {}", ticket.id),
+        router::Event::Limited { slots } => format!("the engine takes {slots} together"),
         router::Event::Ended { id } => format!("query {id} left the engine"),
         router::Event::Cancelled { id, .. } => format!("query {id} cancelled"),
         router::Event::Recalled { id, .. } => format!("query {id} recalled"),
@@ -244,9 +249,11 @@ fn ledger_action(action: &ledger::Action) -> Option<String> {
             Failure::Overloaded { retry_after_ms, .. } => format!("refuse {id} for {retry_after_ms} ms, there is no place"),
             Failure::Hopeless { wait_ms } => format!("fail {id}, it would have waited {wait_ms} ms more, beyond its deadline"),
             Failure::UnknownModel { .. } => format!("fail {id}, no node serves its model"),
+            Failure::NoPlace => format!("fail {id}, it would have to wait"),
             Failure::Unserved => format!("fail {id}, the nodes of its model are away"),
             Failure::Deadline => format!("fail {id}, its deadline passed"),
             Failure::Poison => format!("fail {id}, two nodes died or failed while they ran it"),
+            Failure::Broken => format!("fail {id}, nobody can continue a provider's answer"),
             Failure::Abandoned => format!("fail {id}, nobody came back for it"),
             Failure::Holder => format!("fail {id}, as the node said"),
         },

@@ -92,6 +92,8 @@ pub struct Ledger {
     /// Whether another root reigned before: somebody told of it.
     succeeds: bool,
     orphans: Orphans,
+    /// Impatient ones that have begun to wait.
+    impatient: Vec<QueryId>,
     accepted: u64,
     /// What the payloads and the delivered tokens of all entries take.
     live_bytes: usize,
@@ -121,6 +123,7 @@ impl Ledger {
             claims_until: 0,
             succeeds: false,
             orphans: Orphans::default(),
+            impatient: Vec::new(),
             accepted: 0,
             live_bytes: 0,
             rates: Rates::default(),
@@ -261,25 +264,50 @@ impl Ledger {
             }
             Event::Tick => self.tick(now, &mut actions),
         }
+        self.send_elsewhere(now, &mut actions);
         actions
+    }
+
+    /// Whoever has somebody else in mind hears at once that it would have to wait here.
+    fn send_elsewhere(&mut self, now: u64, actions: &mut Vec<Action>) {
+        for id in std::mem::take(&mut self.impatient) {
+            let waits = |entry: &Entry| entry.state == State::Waiting && entry.tokens.is_empty();
+            if self.entries.get(&id).is_some_and(waits) {
+                actions.push(Action::Fail { id, failure: Failure::NoPlace });
+                self.end(now, id, Outcome::Refused, Some("no node had a place for it"));
+            }
+        }
     }
 
     fn ask(&mut self, now: u64, asked: Asked, actions: &mut Vec<Action>) {
         let id = asked.id;
+        // Under the same id somebody may have asked for another model.
+        let before = self.ways.get(&id).map(|way| way.tries.clone()).unwrap_or_default();
         // Nodes of a tree that was taken over come one after the other.
         let arriving = self.succeeds && now < self.claims_until;
         let hopeless = !asked.model.is_empty() && !self.room.is_empty() && !self.known.contains(&asked.model) && !arriving;
         if hopeless {
             actions.push(Action::Fail { id, failure: self.unknown_model() });
-            self.ways.push(Way::refused(&asked, "no node serves its model"));
+            self.ways.push(Way { tries: before, ..Way::refused(&asked, "no node serves its model") });
             return;
         }
-        let entry = Entry::new(now, self.accepted + 1, asked.clone(), self.settings.epoch);
+        let place = |set: &Capacity| set.room | set.queue;
+        if asked.impatient && !self.settings.eager && capacity::total(&self.room, &asked.model, place) == 0 {
+            actions.push(Action::Fail { id, failure: Failure::NoPlace });
+            self.ways.push(Way { tries: before, ..Way::refused(&asked, "no node had a place for it") });
+            return;
+        }
+        let mut entry = Entry::new(now, self.accepted + 1, asked.clone(), self.settings.epoch);
+        entry.goes_on_behind(before.clone());
         let waiting = entry.waiting();
         if let Some(failure) = self.overload(now, &asked, &waiting) {
             actions.push(Action::Fail { id, failure });
-            self.ways.push_overloaded(Way::refused(&asked, "the tree is full and so are the lanes at the root"));
+            let way = Way::refused(&asked, "the tree is full and so are the lanes at the root");
+            self.ways.push_overloaded(Way { tries: before, ..way });
             return;
+        }
+        if asked.impatient {
+            self.impatient.push(id);
         }
         self.accepted += 1;
         self.live_bytes += asked.bytes;
@@ -372,9 +400,16 @@ impl Ledger {
     /// Puts a query back into its lane; its next attempt follows when there is room.
     fn wait_again(&mut self, now: u64, id: QueryId, why: Why, actions: &mut Vec<Action>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.tokens.last() == Some(&banyan_engine::PIECE) {
+            actions.push(Action::Fail { id, failure: Failure::Broken });
+            return self.end(now, id, Outcome::Lost, Some("a provider's answer broke off, which nobody can continue"));
+        }
         entry.wait(now, why);
         actions.push(entry.placed());
         let (order, waiting, suspect, death) = (entry.order, entry.waiting(), entry.suspect, entry.death);
+        if entry.impatient {
+            self.impatient.push(id);
+        }
         // Each may be sent again once, however many are lost with half a tree: that ends by itself. Who is refused waits for fresh
         // numbers anyway.
         let again = entry.attempt.number > 1;

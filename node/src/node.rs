@@ -155,7 +155,14 @@ impl Node {
             version: VERSION.to_owned(),
             models: info
                 .iter()
-                .map(|info| Model { id: info.model.clone(), context: info.context, chat: info.chat, created: info.created })
+                .flat_map(|info| &info.models)
+                .map(|served| Model {
+                    id: served.model.clone(),
+                    context: served.context,
+                    chat: served.chat,
+                    created: served.created,
+                    stands_in: config.stand_in(&served.model),
+                })
                 .collect(),
             device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
             started_at: now.as_millis() as u64,
@@ -174,7 +181,7 @@ impl Node {
             }
             None => (None, None),
         };
-        let fingerprint = info.as_ref().map(|info| info.fingerprint.clone()).unwrap_or_default();
+        let fingerprint = info.as_ref().map(banyan_engine::Info::fingerprint).unwrap_or_default();
         let settings = info.as_ref().map(|info| engine_settings(&config, info));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
@@ -188,7 +195,7 @@ impl Node {
                 incarnation,
                 root: config.parent.is_none(),
                 device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
-                models: info.iter().map(|info| info.model.clone()).collect(),
+                models: info.iter().flat_map(|info| &info.models).map(|served| served.model.clone()).collect(),
                 fingerprint: fingerprint.clone(),
                 busy_at: settings.as_ref().map_or(0, |settings| settings.busy_at),
                 batch_max: settings.as_ref().map_or(0, |settings| settings.batch_max),

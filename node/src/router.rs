@@ -42,6 +42,8 @@ pub struct Router {
     settings: Settings,
     connected: bool,
     draining: bool,
+    /// Sequences that the engine's keys allow together.
+    slots_max: u32,
     running: BTreeMap<QueryId, Attempt>,
     queue: VecDeque<Ticket>,
     children: Vec<Child>,
@@ -62,6 +64,7 @@ impl Router {
             settings,
             connected,
             draining: false,
+            slots_max: u32::MAX,
             running: BTreeMap::new(),
             queue: VecDeque::new(),
             children: Vec::new(),
@@ -121,7 +124,7 @@ impl Router {
         }
         let own = self.settings.engine.as_ref().map(|engine| {
             // A node with children passes on what it can't run, and keeps no queue.
-            let space = engine.batch_max.saturating_sub(self.queue.len() as u32);
+            let space = engine.queue_max.saturating_sub(self.queue.len() as u32);
             let queue = if self.children.is_empty() && self.connected { space } else { 0 };
             Capacity { models: engine.models.clone(), room: self.own_room(), queue, slots: engine.busy_at }
         });
@@ -160,6 +163,10 @@ impl Router {
             Event::Arrived(ticket) => {
                 let action = self.give_way(&ticket, &mut actions).unwrap_or_else(|| self.route(now, ticket));
                 actions.push(action);
+            }
+            Event::Limited { slots } => {
+                self.slots_max = slots;
+                self.start_waiting(&mut actions);
             }
             Event::Ended { id } => {
                 if self.running.remove(&id).is_some() {
@@ -229,7 +236,7 @@ impl Router {
         if !self.connected {
             return Action::Refuse { id, because: Because::Disconnected };
         }
-        if self.queue.len() >= engine.batch_max as usize {
+        if self.queue.len() >= engine.queue_max as usize {
             return Action::Refuse { id, because: Because::Busy };
         }
         self.queue.push_back(ticket);
@@ -327,14 +334,14 @@ impl Router {
     fn own_room(&self) -> u32 {
         match &self.settings.engine {
             Some(engine) if self.connected && !self.draining && self.queue.is_empty() => {
-                engine.busy_at.saturating_sub(self.running.len() as u32)
+                engine.busy_at.min(self.slots_max).saturating_sub(self.running.len() as u32)
             }
             _ => 0,
         }
     }
 
     fn start_waiting(&mut self, actions: &mut Vec<Action>) {
-        let batch_max = self.settings.engine.as_ref().map_or(0, |engine| engine.batch_max) as usize;
+        let batch_max = self.settings.engine.as_ref().map_or(0, |engine| engine.batch_max.min(self.slots_max)) as usize;
         while self.running.len() < batch_max
             && let Some(ticket) = self.queue.pop_front()
         {

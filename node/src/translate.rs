@@ -49,6 +49,7 @@ pub(crate) fn asked(header: &v1::Header, question: &v1::Question) -> Option<ledg
         bytes: question.payload.len(),
         time_us: header.remaining_ms.saturating_mul(1000),
         returning: header.returning,
+        impatient: header.impatient,
     })
 }
 
@@ -146,6 +147,7 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
     };
     Ok(engine::Request {
         id,
+        model: query.header.as_ref().map(|header| header.model.clone()).unwrap_or_default(),
         prompt,
         sampling,
         max_tokens: (generation.max_tokens > 0 || generation.prompt_only).then_some(generation.max_tokens),
@@ -158,7 +160,7 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
 }
 
 /// What an engine's output says to the root; nothing for outputs that are the node's own affair.
-pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v1::part::Kind> {
+pub(crate) fn part_kind(output: engine::Output, served: Option<&engine::Served>) -> Option<v1::part::Kind> {
     use v1::part::Kind;
     Some(match output {
         engine::Output::Cancelled { .. } => return None,
@@ -180,8 +182,8 @@ pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v
                 completion_tokens: usage.completion_tokens,
                 cached_tokens: usage.cached_tokens,
                 text,
-                model: info.model.clone(),
-                fingerprint: info.fingerprint.clone(),
+                model: served.map(|served| served.model.clone()).unwrap_or_default(),
+                fingerprint: served.map(|served| served.fingerprint.clone()).unwrap_or_default(),
                 told: told.map(self::told),
             };
             Kind::Finished(v1::End { finish: finish.encode_to_vec().into() })
@@ -189,7 +191,10 @@ pub(crate) fn part_kind(output: engine::Output, info: &engine::Info) -> Option<v
         engine::Output::Refused { refusal, .. } => {
             let reason = match &refusal {
                 engine::Refusal::Engine(_) => v1::RefusedReason::Engine,
-                engine::Refusal::TooLong { .. } | engine::Refusal::Invalid { .. } => v1::RefusedReason::Failed,
+                engine::Refusal::Busy(_) => v1::RefusedReason::Busy,
+                engine::Refusal::TooLong { .. } | engine::Refusal::Invalid { .. } | engine::Refusal::Broken(_) => {
+                    v1::RefusedReason::Failed
+                }
             };
             Kind::Refused(v1::Refused { reason: reason.into(), failed: Some(refusal_to_wire(refusal)), trail: Vec::new() })
         }
@@ -215,7 +220,10 @@ fn refusal_to_wire(refusal: engine::Refusal) -> v1::Failed {
             v1::Failed { reason: v1::Failure::TooLong.into(), message, limit, got, ..Default::default() }
         }
         engine::Refusal::Invalid { param, .. } => invalid(param, message),
-        engine::Refusal::Engine(_) => v1::Failed { reason: v1::Failure::Engine.into(), message, ..Default::default() },
+        engine::Refusal::Busy(_) => v1::Failed { reason: v1::Failure::Overloaded.into(), message, ..Default::default() },
+        engine::Refusal::Engine(_) | engine::Refusal::Broken(_) => {
+            v1::Failed { reason: v1::Failure::Engine.into(), message, ..Default::default() }
+        }
     }
 }
 
@@ -257,6 +265,10 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
             models: served.iter().map(|model| model.to_string()).collect(),
             ..of(v1::Failure::UnknownModel, "no node of the tree serves this model now")
         },
+        Failure::NoPlace => {
+            let message = "no node that serves this model has a place for the query now";
+            v1::Failed { retry_after_ms: 1000, ..of(v1::Failure::Overloaded, message) }
+        }
         Failure::Unserved => v1::Failed {
             retry_after_ms: 1000,
             ..of(v1::Failure::NoNode, "the nodes that served this model are away, and none came back in time")
@@ -276,6 +288,7 @@ pub(crate) fn failed(failure: Failure, said: Option<v1::Failed>) -> v1::Failed {
                 &format!("two nodes died or failed while they ran this query, so it is not tried again{because}"),
             )
         }
+        Failure::Broken => of(v1::Failure::Engine, "the provider's answer broke off, and nobody can continue it: ask again"),
         Failure::Abandoned => of(v1::Failure::Cancelled, "its client left and did not come back for it"),
         Failure::Holder => said.unwrap_or_else(|| of(v1::Failure::Engine, "the node refused the query without a reason")),
     }
@@ -309,6 +322,26 @@ pub(crate) fn kv(stats: engine::scheduler::Stats) -> v1::Kv {
         preemptions: stats.preemptions,
         tokens_drafted: stats.tokens_drafted,
         tokens_accepted: stats.tokens_accepted,
+    }
+}
+
+/// How a provider's key stands.
+pub(crate) fn account(account: engine::Account) -> v1::Account {
+    v1::Account {
+        upstream: account.upstream,
+        key: account.key,
+        running: account.running,
+        requests: account.requests,
+        requests_max: account.requests_max,
+        tokens: account.tokens,
+        tokens_max: account.tokens_max,
+        reset_ms: account.reset_ms,
+        spent: account.spent,
+        budget: account.budget,
+        budget_reset_ms: account.budget_reset_ms,
+        failures: account.failures,
+        cooling_ms: account.cooling_ms,
+        error: account.error,
     }
 }
 

@@ -22,5 +22,9 @@ pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ba
 /// The version that nodes tell each other.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// What the names of providers' models begin with in the tree: an answer says whether one's own nodes or money made it, and a
+/// query that a node has begun never goes on at a provider.
+pub const PROVIDER_PREFIX: &str = "provider/";
+
 /// The largest message that services and clients accept, in bytes: the API's body limit and room for the envelope.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;

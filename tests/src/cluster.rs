@@ -3,14 +3,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use banyan_api::Api;
-use banyan_engine::{Engine, Model, fake};
-use banyan_etcd::{Registry, embedded::Server};
+use banyan_api::{Aliases, Api};
+use banyan_engine::{Engine, Model, Step, fake};
+use banyan_etcd::{Policy, Registry, embedded::Server};
 use banyan_node::{Config, LaneLimits, Node, Routing};
-use banyan_proto::{NodeName, v1::NodeStatus};
-use tokio::net::TcpListener;
+use banyan_proto::{NodeName, PROVIDER_PREFIX, v1::NodeStatus};
+use tokio::{net::TcpListener, sync::mpsc::Receiver};
 
-use crate::{eventually::eventually, gate::Gate, http::Http, query};
+use crate::{eventually::eventually, gate::Gate, http::Http, query, upstream};
 
 /// A tree to be.
 pub struct Builder {
@@ -18,6 +18,7 @@ pub struct Builder {
     model: Option<(Arc<Model>, banyan_engine::Options)>,
     lanes: LaneLimits,
     limits: banyan_api::Limits,
+    aliases: Aliases,
     gated: bool,
     routing: Routing,
     busy_at: Option<u32>,
@@ -44,6 +45,7 @@ impl Cluster {
             model: None,
             lanes: LaneLimits::default(),
             limits: banyan_api::Limits::default(),
+            aliases: Aliases::default(),
             gated: false,
             routing: Routing::default(),
             busy_at: None,
@@ -79,15 +81,39 @@ impl Cluster {
     /// # Panics
     /// When it does not start.
     pub async fn add(&mut self, name: &str, parent: &str) {
+        let engine = match &self.builder.model {
+            None => Engine::fake(self.builder.engine.clone()),
+            Some((model, options)) => Engine::start(Arc::clone(model), options.clone()).expect("the engine starts"),
+        };
+        self.add_with(name, parent, engine, None).await;
+    }
+
+    /// Adds a node that serves made-up models of those names, and nothing else.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn add_models(&mut self, name: &str, parent: &str, models: &[&str]) {
+        let fake = |model: &&str| Engine::fake(fake::Options { model: (*model).to_owned(), ..self.builder.engine.clone() });
+        let engine = Engine::several(models.iter().map(fake).collect()).expect("the engines start");
+        self.add_with(name, parent, engine, None).await;
+    }
+
+    /// Adds a node whose engine asks the services in a providers' file, given as its text.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn add_provider(&mut self, name: &str, parent: &str, policy: Policy, providers: &str) {
+        let engine = banyan_provider::start(upstream::providers(providers), PROVIDER_PREFIX).expect("the provider starts");
+        self.add_with(name, parent, engine, Some(policy)).await;
+    }
+
+    async fn add_with(&mut self, name: &str, parent: &str, engine: (Engine, Receiver<Step>), stands_in: Option<Policy>) {
         let config = Config {
+            stands_in,
             routing: self.builder.routing,
             busy_at: self.builder.busy_at,
             parent_timeout: Duration::from_secs(10),
             ..Config::child(parse(name), parse(parent))
-        };
-        let engine = match &self.builder.model {
-            None => Engine::fake(self.builder.engine.clone()),
-            Some((model, options)) => Engine::start(Arc::clone(model), options.clone()).expect("the engine starts"),
         };
         let started = Node::start(config, self.registry.clone(), Some(engine), loopback().await).await;
         let node = started.unwrap_or_else(|error| panic!("failed to start {name}: {error:?}"));
@@ -168,6 +194,15 @@ impl Builder {
         self
     }
 
+    /// Names that stand for models, as the lines of their file.
+    ///
+    /// # Panics
+    /// When they make no sense.
+    pub fn aliases(mut self, lines: &str) -> Builder {
+        self.aliases = Aliases::parse(&format!("[aliases]\n{lines}")).expect("tests' aliases make sense");
+        self
+    }
+
     /// With a door in front of the root, which can be shut behind any token.
     pub fn gated(mut self) -> Builder {
         self.gated = true;
@@ -218,7 +253,7 @@ impl Builder {
         if let Some(gate) = &gate {
             gate.lead_to(&root_address);
         }
-        let config = banyan_api::Config { limits: self.limits.clone(), ..Default::default() };
+        let config = banyan_api::Config { limits: self.limits.clone(), aliases: self.aliases.clone(), ..Default::default() };
         let api = Api::start(config, registry.clone(), loopback().await).await.expect("the API starts");
         let (nodes, root) = (std::mem::take(&mut self.nodes), Some(root));
         let mut cluster = Cluster { server, registry, builder: self, root, root_address, gate, nodes: BTreeMap::new(), api };

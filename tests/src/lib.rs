@@ -27,6 +27,7 @@ pub mod real;
 pub mod simulator;
 pub mod socket;
 pub mod store;
+pub mod upstream;
 
 pub use cluster::Cluster;
 pub use eventually::eventually;

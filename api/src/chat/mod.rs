@@ -196,7 +196,7 @@ impl Talk {
     /// Asks. What is said is kept first, so that it is there whatever dies now.
     async fn begin(&mut self, mut request: Value, text: Option<String>) -> Result<Turn, Error> {
         if request["model"].is_null() {
-            let offers = crate::catalogue::offers(&self.context.roots.view());
+            let offers = self.context.roots.offers();
             let offers = offers.into_iter().filter(|offer| self.caller.may(&offer.id));
             // One with a chat template, where there is one.
             let best = offers.max_by_key(|offer| offer.chat).map(|offer| offer.id);

@@ -8,11 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Error;
-use crate::{
-    caller::Caller,
-    catalogue::{self, Offer},
-    routes::Context,
-};
+use crate::{caller::Caller, catalogue::Offer, routes::Context};
 
 /// A list, as OpenAI shows lists.
 #[derive(JsonSchema, Serialize)]
@@ -39,19 +35,22 @@ struct Served {
     /// In tokens.
     context: u32,
     nodes: Vec<String>,
+    /// Of an alias: the models that it stands for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stands_for: Vec<String>,
 }
 
 impl From<Offer> for Model {
     fn from(offer: Offer) -> Self {
         let nodes = offer.nodes.into_iter().map(String::from).collect();
-        let banyan = Served { chat: offer.chat, context: offer.context, nodes };
+        let banyan = Served { chat: offer.chat, context: offer.context, nodes, stands_for: offer.stands_for };
         Model { id: offer.id, object: "model", created: offer.created, owned_by: "banyan", banyan }
     }
 }
 
 /// All of them.
 pub(crate) async fn models(State(context): State<Context>, Extension(caller): Extension<Caller>) -> Json<List> {
-    let offers = catalogue::offers(&context.roots.view()).into_iter().filter(|offer| caller.may(&offer.id));
+    let offers = context.roots.offers().into_iter().filter(|offer| caller.may(&offer.id));
     Json(List { object: "list", data: offers.map(Model::from).collect() })
 }
 
@@ -62,7 +61,7 @@ pub(crate) async fn model(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, Error> {
     let Path(id) = id?;
-    let mut offers = catalogue::offers(&context.roots.view());
+    let mut offers = context.roots.offers();
     offers.retain(|offer| caller.may(&offer.id));
     match offers.iter().position(|offer| offer.id == id) {
         Some(at) => Ok(Json(offers.swap_remove(at).into())),

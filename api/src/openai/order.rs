@@ -8,7 +8,7 @@ use super::{
     comeback::Comeback,
     parameters::{CHOICES_MAX, Parameters},
 };
-use crate::{answer::Query, body::Arrival, catalogue, routes::Context};
+use crate::{answer::Query, body::Arrival, routes::Context};
 
 /// Each choice carries its prompt, so that a long one times many choices would take much memory.
 const COPIES_BYTES_MAX: usize = 16 << 20;
@@ -88,7 +88,7 @@ pub(super) fn queries(
     arrival: &Arrival,
 ) -> Vec<Query> {
     let first = comeback.first(parameters.stream);
-    let tokens = catalogue::context(&context.roots.view(), &parameters.model);
+    let tokens = context.roots.context(&parameters.model);
     let deadline = Instant::now() + parameters.deadline.unwrap_or(context.limits.deadline);
     let claim = comeback.claim(parameters.stream, parameters.resumable);
     let mut ids = (0..).map(|number| first.nth(number));

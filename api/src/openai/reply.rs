@@ -29,7 +29,6 @@ use super::{
 use crate::{
     answer::{self, Event, Failure, Query},
     body::Arrival,
-    catalogue,
     routes::Context,
     sse,
     tally::Tally,
@@ -71,6 +70,8 @@ pub(crate) struct Reply {
     pub(super) id: String,
     /// Unix time in seconds.
     created: u64,
+    /// The model that serves it, where that was known before anything was said; else as it was asked for.
+    model: String,
     events: SelectAll<Answered>,
     /// The API's end.
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -139,6 +140,7 @@ impl Reply {
             id: format!("{}{}", order.dialect.prefix(), choices[0].query),
             // The same for whoever comes back for it elsewhere.
             created: choices[0].query.unix_seconds().unwrap_or_else(now),
+            model: order.parameters.model.clone(),
             context: context.clone(),
             order,
             arrival,
@@ -173,6 +175,7 @@ impl Reply {
             let event = event?;
             if !matches!(event.1, Event::Placed(_)) {
                 early.push(event);
+                self.name_model();
                 break;
             }
         }
@@ -201,7 +204,15 @@ impl Reply {
                 }
             }
         }
+        self.name_model();
         Ok(())
+    }
+
+    /// Behind the first token an answer changes its model no more.
+    fn name_model(&mut self) {
+        if let Some(placed) = self.choices[0].placed.as_ref().filter(|placed| !placed.model.is_empty()) {
+            self.model.clone_from(&placed.model);
+        }
     }
 
     fn whole(&self) -> Response {
@@ -246,7 +257,7 @@ impl Reply {
             id: &self.id,
             object,
             created: self.created,
-            model: &self.order.parameters.model,
+            model: &self.model,
             system_fingerprint: fingerprint.filter(|fingerprint| !fingerprint.is_empty()),
             choices,
             usage,
@@ -287,7 +298,7 @@ pub(super) fn error(context: &Context, arrival: &Arrival, model: &str, prompt: &
         }
         return Error::of(failure, "", "", &[]);
     }
-    let offers = catalogue::offers(&context.roots.view());
+    let offers = context.roots.offers();
     let known: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
     Error::of(failure, model, prompt, &known)
 }

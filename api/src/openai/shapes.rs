@@ -118,6 +118,9 @@ pub(super) struct Origin<'a> {
     query: String,
     /// `null` while it waits at the root.
     node: Option<&'a str>,
+    /// The one that it is asked of: an alias may stand for several. An older root does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
     attempt: u32,
     running: bool,
     trail: Vec<Hop<'a>>,
@@ -140,6 +143,7 @@ impl<'a> Origin<'a> {
         Origin {
             query: query.to_string(),
             node: Some(placed.node.as_str()).filter(|node| !node.is_empty()),
+            model: Some(placed.model.as_str()).filter(|model| !model.is_empty()),
             attempt: placed.attempt,
             running: placed.running,
             trail: placed.trail.iter().map(hop).collect(),

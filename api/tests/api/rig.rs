@@ -66,7 +66,8 @@ pub(crate) fn name(text: &str) -> NodeName {
 
 /// One tree with one node.
 pub(crate) fn view(root: Option<&str>, models: &[&str]) -> View {
-    let model = |id: &&str| Model { id: (*id).to_owned(), context: 512, chat: *id == "tiny", created: 1_700_000_000 };
+    let model =
+        |id: &&str| Model { id: (*id).to_owned(), context: 512, chat: *id == "tiny", created: 1_700_000_000, stands_in: None };
     let member = Member {
         name: name("leaf-1"),
         parent: Some(name("root")),

@@ -36,7 +36,7 @@ fn compute(dtype: Dtype) -> anyhow::Result<String> {
     while let Some(step) = steps.blocking_recv() {
         for output in step.outputs {
             match output {
-                Output::Finished { .. } => return Ok(format!("{kernels} in {}", engine.info().dtype)),
+                Output::Finished { .. } => return Ok(format!("{kernels} in {}", engine.info().first().dtype)),
                 Output::Refused { refusal, .. } => bail!("the engine refused the case: {refusal}"),
                 _ => {}
             }

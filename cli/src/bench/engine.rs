@@ -205,7 +205,7 @@ fn measure(args: &Args, case: Case) -> Result<(Arc<Model>, f64, Report), Failure
         Some(shape) => Model::random(shape, case.dtype, args.kv_dtype).map_err(anyhow::Error::new)?,
         None => {
             let (model, dtype, kv_dtype, device) = (args.model.clone(), case.dtype, args.kv_dtype, args.device);
-            ModelArgs { model, dtype, kv_dtype, device }.load(args.kv_memory, 1)?
+            ModelArgs { models: model.into_iter().collect(), dtype, kv_dtype, device }.load(args.kv_memory, 1)?.swap_remove(0)
         }
     };
     let load_s = begun.elapsed().as_secs_f64();

@@ -10,7 +10,7 @@ use crate::{
     args::{self, LaneArgs, RegistryArgs},
     exit::{Code, Failure},
     fleet::Fleet,
-    inference::{self, InferenceArgs},
+    inference::{self, InferenceArgs, Kind, Weights},
     listen, output,
     stop::Stop,
 };
@@ -71,6 +71,10 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     if let Some(parent) = &args.parent {
         check_parent(&args.name, parent)?;
     }
+    if args.inference.has_providers() && args.inference.engine != Kind::Provider {
+        return Err(Failure::told(Code::Usage, "--providers goes with --engine provider")
+            .hint("a node has one engine: start another node for the providers"));
+    }
     let listener = listen::bind_node(args.listen.as_deref()).await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
@@ -94,6 +98,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         batch_max: args.inference.batch.given(),
         parent_timeout: args.parent_timeout,
         lanes: args.lanes.limits(),
+        stands_in: weights.as_ref().and_then(Weights::policy),
         ..base
     };
     let engine = weights.as_ref().map(|weights| args.inference.start(weights, 1)).transpose()?;

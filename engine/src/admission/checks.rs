@@ -89,6 +89,7 @@ mod tests {
     fn request(change: impl FnOnce(&mut Request)) -> Request {
         let mut request = Request {
             id: SequenceId(1),
+            model: String::new(),
             prompt: Prompt::Tokens(vec![1]),
             sampling: Sampling::default(),
             max_tokens: None,

@@ -162,7 +162,7 @@ pub fn run(model: &Arc<Model>, plan: &Plan) -> Result<Report, BenchError> {
         }
     }
     // A prompt that does not fit is cut to the longest that does, and reported by the length that it has.
-    let longest = bench.engine.info().context.saturating_sub(FIRST_TOKEN_NEW);
+    let longest = bench.engine.info().first().context.saturating_sub(FIRST_TOKEN_NEW);
     let mut prompts: Vec<u32> = plan.first_token_prompts.iter().map(|&tokens| tokens.min(longest)).collect();
     prompts.dedup();
     let mut first_token = Vec::new();
@@ -172,8 +172,8 @@ pub fn run(model: &Arc<Model>, plan: &Plan) -> Result<Report, BenchError> {
     memory.peak = bench.gauge.peak.bytes();
     let info = bench.engine.info();
     Ok(Report {
-        model: info.model.clone(),
-        dtype: info.dtype.clone(),
+        model: info.first().model.clone(),
+        dtype: info.first().dtype.clone(),
         device: info.device.clone(),
         kernels: model.kernels(),
         threads: plan.threads.unwrap_or_else(threads::available),

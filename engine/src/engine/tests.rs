@@ -15,6 +15,7 @@ use crate::{
 fn request(id: u64, prompt: &str) -> Request {
     Request {
         id: SequenceId(id),
+        model: String::new(),
         prompt: Prompt::Text(prompt.into()),
         sampling: Sampling { seed: id, ..Sampling::default() },
         max_tokens: None,

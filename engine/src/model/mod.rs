@@ -19,7 +19,7 @@ use candle_core::Device;
 use sha2::{Digest, Sha256};
 use tracing::info;
 
-use crate::engine::Info;
+use crate::engine::{Info, Served};
 use crate::kernels::{Isa, Pool, give_back};
 use crate::kv::{self, Storage};
 use crate::ops::Compute;
@@ -165,17 +165,16 @@ impl Model {
     }
 
     pub(crate) fn info(&self, batch_max: u32) -> Info {
-        Info {
+        let served = Served {
             model: self.name.clone(),
             context: self.config.kv_shape().context,
             chat: self.template.own(),
-            device: self.device.tag(),
             dtype: self.dtype(),
-            batch_max,
             fingerprint: self.fingerprint.clone(),
             parameters: self.config.parameters(),
             created: self.created,
-        }
+        };
+        Info { models: vec![served], device: self.device.tag(), batch_max, queues: true }
     }
 
     /// KV memory for an engine.

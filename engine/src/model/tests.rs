@@ -185,8 +185,8 @@ fn a_gpu_computes_in_what_the_checkpoint_has_unless_somebody_asks() {
     let forms = [Dtype::Auto, Dtype::F32, Dtype::Bf16, Dtype::Q8].map(|asked| Form::on_gpu(asked, &checkpoint));
     assert_eq!(forms, [Some(DType::F16), Some(DType::F32), Some(DType::BF16), None].map(|dtype| dtype.map(Form::Plain)));
     let names = [DType::F16, DType::BF16].map(|dtype| load(Form::Plain(dtype), Isa::detect()).info(1));
-    assert_eq!([&names[0].dtype, &names[1].dtype], ["f16", "bf16"]);
-    assert_ne!(names[0].fingerprint, names[1].fingerprint);
+    assert_eq!([&names[0].first().dtype, &names[1].first().dtype], ["f16", "bf16"]);
+    assert_ne!(names[0].fingerprint(), names[1].fingerprint());
 }
 
 /// A small checkpoint of odd sizes, in a folder.
@@ -337,10 +337,10 @@ fn keys_and_values_of_16_and_8_bits_stay_near_f32_and_are_other_models() {
     let model = |kv_dtype| load_with(Form::Packed(Dtype::F32), kv_dtype, Isa::detect());
     let exact = model(KvDtype::F32);
     let want = Bench::new(&exact, &pool).by(&text, 75);
-    assert_eq!(model(KvDtype::Auto).info(1).fingerprint, exact.info(1).fingerprint, "auto is f32 with weights in f32");
+    assert_eq!(model(KvDtype::Auto).info(1).fingerprint(), exact.info(1).fingerprint(), "auto is f32 with weights in f32");
     for (kv_dtype, allowed) in [(KvDtype::F16, 0.02), (KvDtype::Q8, 0.5)] {
         let other = model(kv_dtype);
-        assert_ne!(other.info(1).fingerprint, exact.info(1).fingerprint);
+        assert_ne!(other.info(1).fingerprint(), exact.info(1).fingerprint());
         let got = Bench::new(&other, &pool).by(&text, 75);
         let worst = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
         assert!(worst > 0.0 && worst < allowed, "{kv_dtype}: {worst}");

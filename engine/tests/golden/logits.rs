@@ -65,6 +65,7 @@ fn generate(model: &Arc<Model>, prompt: &[u32], count: usize) -> Vec<u32> {
     let (engine, mut steps) = Engine::start(model.clone(), options).expect("an engine");
     engine.submit(Request {
         id: SequenceId(1),
+        model: String::new(),
         prompt: Prompt::Tokens(prompt.to_vec()),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         max_tokens: Some(count as u32),

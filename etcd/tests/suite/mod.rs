@@ -25,7 +25,7 @@ pub(crate) fn member(text: &str, parent: Option<&str>) -> Member {
         tree: name("main"),
         incarnation: 0,
         version: "0.1.0".into(),
-        models: vec![Model { id: "gpt2".into(), context: 1024, chat: false, created: 1 }],
+        models: vec![Model { id: "gpt2".into(), context: 1024, chat: false, created: 1, stands_in: None }],
         device: "cpu".into(),
         started_at: 1,
     }

@@ -224,6 +224,7 @@ impl Desk {
                     running: *running,
                     attempt: self.ledger.attempt(id).map_or(0, |attempt| attempt.number),
                     trail: translate::trail_to_wire(self.ledger.trail(id)),
+                    model: self.ledger.model(id).unwrap_or_default().to_owned(),
                 };
                 self.tell(id, v1::answer::Kind::Placed(placed));
             }

@@ -10,6 +10,7 @@ use crate::{journal::Fact, router, translate};
 impl Core {
     pub(crate) fn step(&mut self, step: engine::Step) {
         let Some(work) = &mut self.engine else { return };
+        let slots = step.slots;
         let ended = work.step(step, self.now);
         if !ended.is_empty() {
             // The parent learns how it went, though there may be no more room than before.
@@ -17,6 +18,9 @@ impl Core {
         }
         for id in ended {
             self.route(router::Event::Ended { id });
+        }
+        if let Some(slots) = slots {
+            self.route(router::Event::Limited { slots });
         }
     }
 

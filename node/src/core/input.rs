@@ -232,6 +232,7 @@ pub(crate) struct Snapshot {
     pub(crate) epoch: u64,
     pub(crate) uptime: Duration,
     pub(crate) kv: Option<v1::Kv>,
+    pub(crate) accounts: Vec<v1::Account>,
 }
 
 /// Tells the node's task. The task ends when the last handle is gone, or by [`Handle::stop`].

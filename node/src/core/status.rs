@@ -54,7 +54,8 @@ impl Core {
             live: self.desk.as_ref().map_or(0, |desk| desk.ledger.live() as u32),
             epoch: self.ancestry.epoch,
             uptime: self.now.duration_since(self.started),
-            kv: self.engine.as_ref().map(Work::kv),
+            kv: self.engine.as_ref().and_then(Work::kv),
+            accounts: self.engine.as_ref().map(Work::accounts).unwrap_or_default(),
         }
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Work {
 struct Kept {
     attempt: Attempt,
     query: v1::Query,
+    /// The one that it asks for.
+    model: String,
     sequence: Option<engine::SequenceId>,
     /// What was computed: a root that comes next may need it again.
     said: Chunks,
@@ -91,9 +93,14 @@ impl Work {
         self.service.busy_us += passed.as_micros() as u64 * self.sequences.len() as u64;
     }
 
-    /// How the engine uses its KV memory.
-    pub(super) fn kv(&self) -> v1::Kv {
-        translate::kv(self.engine.stats())
+    /// How the engine uses its KV memory, where it has any.
+    pub(super) fn kv(&self) -> Option<v1::Kv> {
+        Some(self.engine.stats()).filter(|stats| stats.pages > 0).map(translate::kv)
+    }
+
+    /// The keys that the engine spends from.
+    pub(super) fn accounts(&self) -> Vec<v1::Account> {
+        self.engine.accounts().into_iter().map(translate::account).collect()
     }
 
     /// Queries of which anything is kept.
@@ -166,7 +173,7 @@ impl Work {
                 _ => {}
             }
             let last = output.is_last();
-            let kind = translate::part_kind(output, self.engine.info()).filter(|_| !kept.silent);
+            let kind = translate::part_kind(output, self.engine.info().served(&kept.model)).filter(|_| !kept.silent);
             if let Some(v1::part::Kind::Tokens(tokens)) = &kind {
                 kept.said.push(tokens);
             }
@@ -317,9 +324,11 @@ impl Work {
         query.add_hop(us, reason);
         let (attempt, query) = (query.attempt(), query.into_query());
         let from = query.delivered.len() as u32;
+        let model = query.header.as_ref().map(|header| header.model.clone()).unwrap_or_default();
         let kept = Kept {
             attempt,
             query,
+            model,
             sequence: None,
             said: Chunks::new(from, SAID_BYTES_MAX),
             end: None,

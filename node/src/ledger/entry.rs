@@ -62,6 +62,8 @@ pub(super) struct Entry {
     /// The attempt and the node of the last one.
     blamed: Option<(Attempt, NodeName)>,
     pub(super) recalled: bool,
+    /// Until its first token it fails rather than wait.
+    pub(super) impatient: bool,
     /// Since when nobody reads its answer.
     pub(super) detached_at: Option<u64>,
     /// Why the next attempt is sent.
@@ -102,12 +104,19 @@ impl Entry {
             died_at: 0,
             blamed: None,
             recalled: false,
+            impatient: asked.impatient,
             detached_at: None,
             why: Why::New,
             tries: Vec::new(),
             outcome: None,
             error: None,
         }
+    }
+
+    /// It was tried before, for another model, and what may still be on its way of that is not to be taken for this one's.
+    pub(super) fn goes_on_behind(&mut self, tries: Vec<Try>) {
+        self.attempt.number = tries.last().map_or(0, |last| last.number);
+        self.tries = tries;
     }
 
     pub(super) fn waiting(&self) -> Waiting {

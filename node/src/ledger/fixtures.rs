@@ -26,5 +26,6 @@ pub(super) fn asked(number: u128) -> Asked {
         bytes: 10,
         time_us: 300 * SECOND,
         returning: false,
+        impatient: false,
     }
 }

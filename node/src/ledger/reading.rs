@@ -52,6 +52,11 @@ impl Ledger {
         self.entries.get(id).map(|entry| entry.attempt)
     }
 
+    /// The model that a live query asks for.
+    pub fn model(&self, id: &QueryId) -> Option<&str> {
+        self.entries.get(id).map(|entry| &*entry.model)
+    }
+
     /// The nodes that the current attempt came through, as its holder said.
     pub fn trail(&self, id: &QueryId) -> &[Hop] {
         self.entries.get(id).map_or(&[], Entry::trail)

@@ -391,3 +391,55 @@ fn a_suspect_whose_nodes_are_away_does_not_hold_up_one_of_another_model() {
     ledger.feed(1, [Event::HolderLost { stream: holder("b").stream }]);
     assert_eq!(sent(&ledger.feed(2, [Event::Room(vec![set("other")])])), [(id(2), 2)]);
 }
+
+/// One that has another model in mind.
+fn impatient(number: u128) -> Event {
+    Event::Asked(Asked { impatient: true, ..asked(number) })
+}
+
+#[test]
+fn an_impatient_query_fails_rather_than_wait() {
+    let mut ledger = ledger();
+    let actions = ledger.feed(0, [room(0, 1), impatient(1), impatient(2)]);
+    assert_eq!(sent(&actions), [(id(1), 1)], "a place in a node's queue is one");
+    assert_eq!(failure(&actions), Some(&Failure::NoPlace));
+    assert_eq!((ledger.live(), ledger.waiting()), (1, 0));
+    // Refused by a node, or lost with it: it is the same as having no place.
+    let busy = Event::Refused { id: id(1), attempt: attempt(1), holder: holder("a"), fault: Fault::Busy, trail: Vec::new() };
+    assert_eq!(failure(&ledger.feed(1, [busy])), Some(&Failure::NoPlace));
+    let lost =
+        ledger.feed(2, [room(1, 0), impatient(3), held(3, 1, "a", true), Event::HolderLost { stream: holder("a").stream }]);
+    assert_eq!(failure(&lost), Some(&Failure::NoPlace));
+    assert_eq!(ledger.live(), 0);
+}
+
+#[test]
+fn an_impatient_query_that_has_begun_waits_for_its_model() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 0), impatient(1), held(1, 1, "a", true), generated(1, 1, "a", 0, &[10])]);
+    let actions = ledger.feed(1, [Event::HolderLost { stream: holder("a").stream }]);
+    assert_eq!((failure(&actions), ledger.waiting()), (None, 1));
+    assert_eq!(sent(&ledger.feed(2, [room(1, 0)])), [(id(1), 2)]);
+}
+
+#[test]
+fn who_asks_again_for_another_model_gets_nothing_of_the_last_one() {
+    let mut ledger = ledger();
+    ledger.feed(0, [room(1, 0), impatient(1), Event::Vanished { id: id(1) }]);
+    assert_eq!(ledger.live(), 0);
+    let other = Capacity { models: vec!["n".into()], room: 1, queue: 0, slots: 4 };
+    let again = Event::Asked(Asked { model: "n".into(), ..asked(1) });
+    assert_eq!(sent(&ledger.feed(1, [Event::Room(vec![other]), again])), [(id(1), 2)]);
+    // The first attempt was not lost after all.
+    let cancel = Action::Cancel { stream: holder("a").stream, id: id(1), attempt: attempt(1) };
+    assert_eq!(ledger.feed(2, [held(1, 1, "a", true)]), [cancel]);
+}
+
+#[test]
+fn a_providers_answer_that_breaks_off_is_not_begun_again() {
+    let mut ledger = ledger();
+    let piece = generated(1, 1, "a", 0, &[banyan_engine::PIECE]);
+    ledger.feed(0, [room(2, 0), Event::Asked(asked(1)), held(1, 1, "a", true), piece]);
+    let actions = ledger.feed(1, [Event::HolderLost { stream: holder("a").stream }]);
+    assert_eq!((failure(&actions), sent(&actions).len(), ledger.live()), (Some(&Failure::Broken), 0, 0));
+}

@@ -39,6 +39,8 @@ pub struct Asked {
     pub time_us: u64,
     /// Comes back at the time that a refusal named: a place is kept for it.
     pub returning: bool,
+    /// Until its first token it fails rather than wait.
+    pub impatient: bool,
 }
 
 /// Who keeps a query: a node, by one life of its Deliver stream.
@@ -303,12 +305,16 @@ pub enum Failure {
         /// Those that are served.
         served: Vec<Arc<str>>,
     },
+    /// It would have to wait, and would rather not.
+    NoPlace,
     /// The nodes that served the model are away.
     Unserved,
     /// Its time is over.
     Deadline,
     /// Nodes died or failed while they ran it.
     Poison,
+    /// A provider had begun its answer, which nobody can continue.
+    Broken,
     /// Its client left, and nobody came back for it.
     Abandoned,
     /// The holder said why, in the message at hand.

@@ -12,7 +12,7 @@ fn leaf(busy_at: u32, batch_max: u32) -> Router {
 }
 
 fn with_routing(routing: Routing, busy_at: u32, batch_max: u32) -> Router {
-    let engine = Some(Engine { models: vec!["m".into()], busy_at, batch_max });
+    let engine = Some(Engine { models: vec!["m".into()], busy_at, batch_max, queue_max: batch_max });
     let mut router = Router::new(Settings { name: name("us"), routing, engine });
     router.handle(0, Event::Connected(true));
     router
@@ -72,6 +72,18 @@ fn a_leaf_queues_at_most_one_more_batch() {
     let mut leaf = leaf(2, 2);
     let done = leaf.feed((1..=5).map(ask));
     assert_eq!(done[4], Action::Refuse { id: id(5), because: Because::Busy });
+}
+
+#[test]
+fn an_engine_whose_keys_are_used_up_has_no_room_and_no_queue() {
+    let engine = Some(Engine { models: vec!["m".into()], busy_at: 8, batch_max: 8, queue_max: 0 });
+    let mut leaf = Router::new(Settings { name: name("us"), routing: Routing::RoundRobin, engine });
+    leaf.feed([Event::Connected(true), Event::Limited { slots: 1 }]);
+    assert_eq!(leaf.capacity(), capacity("m", 1, 0, 8));
+    let done = leaf.feed([ask(1), ask(2)]);
+    assert_eq!(done, [Action::Execute { id: id(1) }, Action::Refuse { id: id(2), because: Because::Busy }]);
+    leaf.feed([Event::Limited { slots: 3 }]);
+    assert_eq!(leaf.capacity(), capacity("m", 2, 0, 8), "one of three runs");
 }
 
 #[test]

@@ -26,9 +26,11 @@ pub struct Engine {
     pub models: Vec<Arc<str>>,
     /// Sequences that run before the node calls itself busy.
     pub busy_at: u32,
-    /// Sequences that run together at most, and as many may wait: one batch computes while one waits, so the engine
-    /// never idles between them.
+    /// Sequences that run together at most.
     pub batch_max: u32,
+    /// Queries that may wait: as many as run together, one batch computes while one waits, so the engine never idles between
+    /// them; or none, in front of a service that counts requests.
+    pub queue_max: u32,
 }
 
 /// What routing needs to know of a query.
@@ -82,6 +84,11 @@ pub enum Event {
     Tick,
     /// A query came from the parent (or, at the root, from the ledger).
     Arrived(Ticket),
+    /// The engine can run that many sequences together, whatever its batch: its keys allow no more.
+    Limited {
+        /// Those that run now included.
+        slots: u32,
+    },
     /// A sequence left the engine.
     Ended {
         /// Which.

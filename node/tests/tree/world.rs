@@ -295,6 +295,7 @@ impl World {
             // Deadlines have tests of their own.
             time_us: u64::MAX / 4,
             returning: false,
+            impatient: false,
         }
     }
 }

@@ -77,7 +77,7 @@ impl Virtual {
         if plan.work.is_empty() {
             return match self.outputs.is_empty() {
                 true => Next::Idles,
-                false => Next::Says(Step { outputs: std::mem::take(&mut self.outputs) }),
+                false => Next::Says(std::mem::take(&mut self.outputs).into()),
             };
         }
         let prompt = |work: &banyan_engine::scheduler::Work| {
@@ -119,7 +119,7 @@ impl Virtual {
                 self.finish(id);
             }
         }
-        Step { outputs: std::mem::take(&mut self.outputs) }
+        std::mem::take(&mut self.outputs).into()
     }
 
     fn obey(&mut self, order: Order) {

@@ -38,8 +38,9 @@ pub(super) const STORY: &str = "Once upon a time there was a little girl named";
 fn it_tells_a_story_and_says_what_it_is() {
     let (engine, mut steps) = engine(Dtype::F32, Options::default());
     let info = engine.info();
-    assert_eq!((info.context, info.device.as_str(), info.dtype.as_str(), info.batch_max), (512, "cpu", "f32", 64));
-    assert_eq!(info.parameters, 4096 * 256 + 512 * 256 + 6 * (12 * 256 * 256 + 13 * 256) + 512);
+    let served = info.first();
+    assert_eq!((served.context, info.device.as_str(), served.dtype.as_str(), info.batch_max), (512, "cpu", "f32", 64));
+    assert_eq!(served.parameters, 4096 * 256 + 512 * 256 + 6 * (12 * 256 * 256 + 13 * 256) + 512);
     let first = ask_one(&engine, &mut steps, greedy(1, STORY, 40));
     let again = ask_one(&engine, &mut steps, greedy(1, STORY, 40));
     assert_eq!(first, again);
@@ -51,14 +52,14 @@ fn it_tells_a_story_and_says_what_it_is() {
 #[test]
 fn q8_has_a_fingerprint_of_its_own_and_makes_sense() {
     let (f32, q8) = (model(Dtype::F32), model(Dtype::Q8));
-    assert_ne!(f32.info(1).fingerprint, q8.info(1).fingerprint);
+    assert_ne!(f32.info(1).fingerprint(), q8.info(1).fingerprint());
     let again = Model::load(
         &Source::bundled(),
         &LoadOptions { device: DeviceChoice::Cpu, dtype: Dtype::Q8, ..LoadOptions::default() },
         &Progress::silent(),
     )
     .unwrap();
-    assert_eq!(again.info(1).fingerprint, q8.info(1).fingerprint);
+    assert_eq!(again.info(1).fingerprint(), q8.info(1).fingerprint());
     let (engine, mut steps) = engine(Dtype::Q8, Options::default());
     assert!(ask_one(&engine, &mut steps, greedy(1, STORY, 40)).text().contains("She"));
 }

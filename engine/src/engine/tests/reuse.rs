@@ -97,5 +97,5 @@ fn a_context_that_does_not_fit_is_served_as_far_as_it_fits() {
     let page = model.page_bytes();
     assert!(Engine::start(Arc::clone(&model), Options { kv_memory: Some(5 * page), ..Options::default() }).is_err());
     let (engine, _steps) = Engine::start(model, Options { kv_memory: Some(6 * page), ..Options::default() }).unwrap();
-    assert_eq!(engine.info().context, 96);
+    assert_eq!(engine.info().first().context, 96);
 }

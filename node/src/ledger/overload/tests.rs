@@ -140,6 +140,7 @@ impl World {
                     bytes: 1000,
                     time_us,
                     returning: before > 0,
+                    impatient: false,
                     ..fixtures::asked(self.number.into())
                 };
                 let refused = self.feed(Event::Asked(asked));

@@ -29,7 +29,8 @@ impl World {
         let index = self.nodes.len();
         let name: NodeName = format!("n{index}").parse().unwrap();
         let model = MODELS[usize::from(model) % MODELS.len()];
-        let engine = router::Engine { models: vec![model.into()], busy_at: busy_at.into(), batch_max: batch.into() };
+        let (busy_at, batch_max) = (busy_at.into(), batch.into());
+        let engine = router::Engine { models: vec![model.into()], busy_at, batch_max, queue_max: batch_max };
         let router = Router::new(router::Settings { name: name.clone(), routing: self.routing, engine: Some(engine) });
         self.nodes.push(Sim {
             name,
