@@ -167,7 +167,8 @@ impl Node {
             device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
             started_at: now.as_millis() as u64,
         };
-        if let Some((engine, steps)) = &mut engine {
+        // A provider has nothing to warm up, and is paid for each answer.
+        if let Some((engine, steps)) = engine.as_mut().filter(|_| config.stands_in.is_none()) {
             warm_up(engine, steps).await?;
         }
         let registration = register(&config, &registry, member).await?;
