@@ -81,7 +81,8 @@ const SESSION = '/v1/session';
 /** Whether one is signed in; null where the API needs no key, or can't be asked. @returns {Promise<boolean|null>} */
 export async function signedIn() {
   try {
-    return (await (await ask(SESSION)).json()).signed_in === true;
+    const session = await (await ask(SESSION)).json();
+    return session.required ? session.signed_in === true : null;
   } catch {
     return null;
   }

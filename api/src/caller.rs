@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 use banyan_store::{Key, Room, Standing};
 use tokio::sync::Notify;
 
-use crate::{openai::Error, request_id, routes::Context};
+use crate::{openai::Error, request_id, routes::Context, session};
 
 /// Whose lane a query waits in, and whose history it is, while there are no keys to tell people apart.
 pub(crate) const EVERYBODY: &str = "everybody";
@@ -97,10 +97,21 @@ pub(crate) async fn known(State(context): State<Context>, mut request: Request, 
         return with_limits(next.run(request).await, &caller);
     }
     let path = request.uri().path();
+    if path == session::PATH {
+        // Whoever signs in is nobody yet.
+        request.extensions_mut().insert(Caller::default());
+        return next.run(request).await;
+    }
     if !path.starts_with("/v1/") && !path.starts_with("/arranca") {
         return next.run(request).await;
     }
-    match context.keyring.check(secret(request.headers())) {
+    let shown = secret(request.headers());
+    let kept = if shown.is_none() { session::secret(request.headers()) } else { None };
+    if kept.is_some() && changes(&request) && !context.hosts.comes_from_own_page(request.headers()) {
+        return Error::forbidden("a session is its own page's alone: send the key as `Authorization: Bearer KEY`")
+            .into_response();
+    }
+    match context.keyring.check(shown.or(kept)) {
         Ok(key) => {
             let id = request.extensions().get::<request_id::Name>().and_then(|name| name.0.to_str().ok());
             let caller = Caller::of(key, id.unwrap_or_default().into());
@@ -109,6 +120,11 @@ pub(crate) async fn known(State(context): State<Context>, mut request: Request, 
         }
         Err(denied) => ([(header::WWW_AUTHENTICATE, "Bearer")], Error::unknown_key(denied)).into_response(),
     }
+}
+
+/// Whether a request is more than a reading: browsers send cookies with a WebSocket that any page opens.
+fn changes(request: &Request) -> bool {
+    !matches!(*request.method(), Method::GET | Method::HEAD) || request.headers().contains_key(header::UPGRADE)
 }
 
 fn secret(headers: &HeaderMap) -> Option<&str> {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     extract::{Request, State},
-    http::{Method, Uri, Version, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -55,7 +55,7 @@ impl Hosts {
             && !request.headers.contains_key(header::UPGRADE);
         if let Some(origin) = request.headers.get(header::ORIGIN)
             && !reads_only
-            && !origin.to_str().is_ok_and(|origin| self.own_page(origin, request))
+            && !origin.to_str().is_ok_and(|origin| self.own_page(origin, &request.headers))
         {
             return Err(Error::forbidden(
                 "requests from pages of other origins are not served: open the API's own page, or put both behind one origin",
@@ -74,11 +74,17 @@ impl Hosts {
             || self.further.contains(&host)
     }
 
+    /// Whether a browser says that a page of this API asks, wherever the API listens.
+    pub(crate) fn comes_from_own_page(&self, headers: &HeaderMap) -> bool {
+        let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+        origin.is_some_and(|origin| self.own_page(origin, headers))
+    }
+
     /// A page of the same authority, or of a name that the operator gave (a proxy may have changed the host).
-    fn own_page(&self, origin: &str, request: &Parts) -> bool {
+    fn own_page(&self, origin: &str, headers: &HeaderMap) -> bool {
         let Some((_, authority)) = origin.split_once("://") else { return false };
-        let same =
-            request.headers.get(header::HOST).is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
+        let named = headers.get(header::HOST).map(HeaderValue::as_bytes);
+        let same = named.is_some_and(|host| host.eq_ignore_ascii_case(authority.as_bytes()));
         let named = authority.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_ascii_lowercase));
         same || named.is_some_and(|name| self.further.contains(&name))
     }

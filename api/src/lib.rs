@@ -30,6 +30,7 @@ mod returns;
 mod root;
 mod routes;
 mod server;
+mod session;
 mod sse;
 mod stall;
 mod tally;

@@ -27,7 +27,7 @@ use crate::{
     request_id,
     returns::Returns,
     root::Roots,
-    usage,
+    session, usage,
 };
 
 /// What handlers share.
@@ -66,7 +66,7 @@ impl Shared {
 }
 
 /// The paths that people mistype.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -76,6 +76,7 @@ const PATHS: [&str; 13] = [
     "/v1/conversations",
     "/v1/usage",
     "/v1/chat/ws",
+    session::PATH,
     "/openapi.json",
     "/arranca/",
     "/livez",
@@ -104,6 +105,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/conversations/search", get(conversations::search))
         .route("/v1/conversations/{id}", get(conversations::one).patch(conversations::rename).delete(conversations::delete))
         .route("/v1/conversations/{id}/messages", post(conversations::append))
+        .route(session::PATH, get(session::read).post(session::open).delete(session::close))
         .route("/v1/usage", get(usage::usage))
         .route("/v1/usage/requests", get(usage::requests))
         .route("/arranca/", post(legacy::arranca))

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{path, reads, responses, with_json};
-use crate::{batches, conversations};
+use super::{described, path, reads, responses, with_json};
+use crate::{batches, conversations, session};
 
 /// Of whatever needs the store.
 const FAILURES: [&str; 9] = ["400", "403", "404", "408", "409", "500", "501", "503", "507"];
@@ -41,6 +41,10 @@ pub(super) fn paths() -> Value {
         let content = json!({ "application/json": { "schema": schema } });
         body(summary, content, answer, parameters)
     };
+    let ended = |summary: &str, about: &str| json!({ "summary": summary, "responses": responses(json!({ "204": described(about) }), &["400", "403"]) });
+    let mut sign_in = written("Turns a key into a cookie that pages can't read", session::schema(), "Kept", &[]);
+    sign_in["responses"]["204"] = described("The cookie is set.");
+    sign_in["responses"].as_object_mut().expect("they are an object").remove("200");
     json!({
         "/v1/files": { "get": get("All files", "List", &page), "post": body("Takes a file for a batch", upload, "Kept", &[]) },
         "/v1/files/{id}": {
@@ -75,6 +79,11 @@ pub(super) fn paths() -> Value {
         "/v1/conversations/{id}/messages": {
             "post": written("Adds to a conversation", conversations::messages_schema(), "Kept", &[conversation]),
         },
+        "/v1/session": {
+            "get": reads("Whether one is signed in", ("200", "It.", "Session"), &[], &["403"]),
+            "post": sign_in,
+            "delete": ended("Signs out", "The cookie is gone."),
+        },
         "/v1/usage": { "get": usage },
         "/v1/usage/requests": { "get": get(
             "The last requests", "List",
@@ -90,7 +99,7 @@ pub(super) fn schemas() -> Value {
         "properties": { "object": { "const": "list" }, "data": { "type": "array", "items": { "type": "object" } } },
         "required": ["object", "data"],
     });
-    json!({ "List": list, "Kept": { "type": "object" } })
+    json!({ "List": list, "Kept": { "type": "object" }, "Session": session::answer_schema() })
 }
 
 fn body(summary: &str, content: Value, answer: &str, parameters: &[Value]) -> Value {

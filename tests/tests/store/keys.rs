@@ -23,6 +23,50 @@ fn header(answer: &Answer, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_signs_in_with_a_key_that_it_never_sees_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = format!("--store {}", folder.path().join("store.db").display());
+    let up = Banyan::up(&format!("--nodes 1 {store}")).await;
+    let api = up.api().await;
+    let session = async |headers: &[(&str, &str)]| api.ask("GET", "/v1/session", headers, "").await.json();
+    assert_eq!(session(&[]).await["required"], false);
+    let made = banyan(&format!("key create --name me -o json {store}")).await.json();
+    let key = made["secret"].as_str().expect("a secret").trim().to_owned();
+    eventually("a key is required", || async { (session(&[]).await["required"] == true).then_some(()) }).await;
+
+    let (ours, theirs) = (format!("http://{}", api.0), "https://evil.example".to_owned());
+    let json = ("content-type", "application/json");
+    let sign_in = async |origin: &str, key: &str| {
+        api.ask("POST", "/v1/session", &[("origin", origin), json], json!({ "key": key }).to_string()).await
+    };
+    assert_eq!(sign_in(&theirs, &key).await.status, 403);
+    assert_eq!(sign_in(&ours, "sk-wrong").await.status, 401);
+    let signed = sign_in(&ours, &key).await;
+    assert_eq!(signed.status, 204);
+    let cookie = signed.headers["set-cookie"].to_str().expect("a text").to_owned();
+    assert!(cookie.contains("; HttpOnly; SameSite=Strict"), "{cookie}");
+    let cookie = cookie.split(';').next().expect("a pair");
+
+    assert_eq!(session(&[("cookie", cookie)]).await["signed_in"], true);
+    assert_eq!(api.ask("GET", "/v1/models", &[("cookie", cookie)], "").await.status, 200);
+    let ask = async |origin: Option<&str>| {
+        let headers: Vec<(&str, &str)> =
+            [json, ("cookie", cookie)].into_iter().chain(origin.map(|one| ("origin", one))).collect();
+        let body = json!({ "model": "fake", "prompt": "[[count 3]]", "max_tokens": 8 });
+        api.ask("POST", "/v1/completions", &headers, body.to_string()).await.status.as_u16()
+    };
+    assert_eq!(ask(Some(&ours)).await, 200);
+    assert_eq!((ask(Some(&theirs)).await, ask(None).await), (403, 403), "a cookie alone is no permission");
+    let out = api.ask("DELETE", "/v1/session", &[("origin", &ours), ("cookie", cookie)], "").await;
+    assert!(out.headers["set-cookie"].to_str().expect("a text").starts_with("banyan-key=; Path=/; Max-Age=0"));
+    assert_eq!(banyan(&format!("key revoke me {store}")).await.code, 0);
+    eventually("the session ends with its key", || async {
+        (session(&[("cookie", cookie)]).await["signed_in"] == false).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn once_there_is_a_key_every_request_needs_one_and_keeps_to_its_limits() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = format!("--store {}", folder.path().join("store.db").display());
