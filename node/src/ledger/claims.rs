@@ -146,7 +146,7 @@ impl Ledger {
         }
         entry.hold(now, holder, running, trail);
         entry.started |= running;
-        let (order, placed) = (entry.order, entry.placed());
+        let (order, recalled, placed) = (entry.order, entry.recalled, entry.placed());
         actions.push(placed);
         actions.push(Action::Resume { stream, id, attempt, position });
         if running {
@@ -154,6 +154,10 @@ impl Ledger {
             self.recalling.remove(&id);
         } else {
             self.queued.insert((order, id));
+            if recalled {
+                // An older stream may have swallowed it.
+                actions.push(Action::Recall { stream, id, attempt });
+            }
         }
         self.dispatch(now, actions);
     }

@@ -204,8 +204,10 @@ impl World {
     pub(super) fn detour(&mut self, index: usize, arrive: usize) {
         let node = &mut self.nodes[index];
         let mut cut = std::mem::take(&mut node.deliveries);
-        cut.truncate(arrive % (cut.len() + 1));
+        // The end of an earlier stream is always noticed, whatever became of what was said on it.
+        let lost = cut.split_off(arrive % (cut.len() + 1));
         node.late.extend(cut);
+        node.late.extend(lost.into_iter().filter(|delivery| matches!(delivery, Delivery::Gone { .. })));
         node.late.push_back(Delivery::Gone { stream: node.stream });
         self.reconnect(index);
         let node = &mut self.nodes[index];
