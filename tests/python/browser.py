@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+import time
 import traceback
 
 from playwright.sync_api import expect, sync_playwright
@@ -81,6 +82,14 @@ def run(checks):
             stage.close()
     if failed:
         sys.exit(f"failed: {failed}")
+
+
+def until(what, holds):
+    """Waits until something is so that no element of the page shows."""
+    patience = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < patience, f"waited in vain: {what}"
+        time.sleep(0.02)
 
 
 def ask(page, text):

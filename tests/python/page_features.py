@@ -5,7 +5,7 @@ import pathlib
 import re
 import tempfile
 
-from browser import DESK, PHONE, answered, ask, expect, last, run
+from browser import DESK, PHONE, answered, ask, expect, last, run, until
 from stage import Refuses, Says, Stage
 
 
@@ -93,8 +93,8 @@ def stop_ends_an_answer_here_and_there(person, stage):
     page.keyboard.press("Escape")
     expect(page.locator(".facts")).to_contain_text("stopped")
     expect(page.locator("#send")).to_be_visible()
-    page.wait_for_function("() => performance.now() > 0")
-    assert stage.ended[-1] == "/v1/chat/completions/chatcmpl-1", stage.ended
+    until("the answer is ended", lambda: stage.ended)
+    assert stage.ended == ["/v1/chat/completions/chatcmpl-1"], stage.ended
 
 
 def parameters_and_models_are_a_conversations_own(person, stage):

@@ -14,6 +14,10 @@ use banyan_tests::{
     real::{etcdctl, node, packages, python, schemathesis},
 };
 use serde_json::json;
+use tokio::sync::Mutex;
+
+/// A browser at a time: one alone keeps two cores busy, and its clocks are a person's.
+static BROWSER: Mutex<()> = Mutex::const_new(());
 
 /// Waits until no node computes for anybody.
 async fn is_idle(up: &Banyan) {
@@ -127,11 +131,13 @@ async fn the_openai_client_takes_a_batch_through_and_keeps_to_its_keys_limits() 
 
 #[tokio::test]
 async fn every_feature_of_the_page_does_what_a_person_expects() {
+    let _alone = BROWSER.lock().await;
     passed(&python("page_features.py", &[]).await);
 }
 
 #[tokio::test]
 async fn a_hostile_models_words_are_shown_and_nothing_of_them_runs() {
+    let _alone = BROWSER.lock().await;
     passed(&python("page_hostile.py", &[]).await);
 }
 
@@ -139,6 +145,7 @@ async fn a_hostile_models_words_are_shown_and_nothing_of_them_runs() {
 async fn the_page_is_read_by_everyone_in_every_size_theme_and_language() {
     let axe = packages().join("node_modules/axe-core/axe.min.js");
     let shots = Path::new(env!("CARGO_MANIFEST_DIR")).join("../artifacts/page");
+    let _alone = BROWSER.lock().await;
     passed(&python("page_looks.py", &[axe.to_str().unwrap(), shots.to_str().unwrap()]).await);
 }
 
@@ -151,6 +158,7 @@ async fn the_pages_types_are_right() {
 
 #[tokio::test]
 async fn a_person_asks_on_the_page_sees_tokens_appear_and_presses_stop() {
+    let _alone = BROWSER.lock().await;
     let up = Banyan::up("--nodes 2 --token-time 60ms").await;
     let page = up.fact("page").await;
     passed(&python("page.py", &[&page]).await);
