@@ -9,8 +9,9 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     body::Whole,
@@ -36,7 +37,7 @@ pub(crate) fn schema() -> Value {
 }
 
 /// Who somebody is to this API.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Session {
     object: &'static str,
     /// Whether a key has to be shown at all.
@@ -66,7 +67,9 @@ pub(crate) async fn open(State(context): State<Context>, headers: HeaderMap, who
         return Err(Error::parameter("key", "'key' is missing: send the key that the operator gave you"));
     };
     if !context.hosts.comes_from_own_page(&headers) {
-        return Err(Error::forbidden("pages of other origins sign nobody in: open the API's own page"));
+        return Err(Error::forbidden(
+            "pages of other origins sign nobody in: open the API's own page; where a proxy gives it another name, say so with `--host NAME`",
+        ));
     }
     if context.keyring.check(Some(key)).map_err(Error::unknown_key)?.is_none() {
         return Err(Error::invalid("this API needs no key").status(StatusCode::CONFLICT));
@@ -88,19 +91,6 @@ fn with_cookie(value: &str, age_s: u32, headers: &HeaderMap) -> Response {
         Ok(cookie) => (StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response(),
         Err(_) => Error::invalid("this key can't stand in a cookie").into_response(),
     }
-}
-
-/// What is said of it in the OpenAPI document.
-pub(crate) fn answer_schema() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "object": { "const": "session" },
-            "required": { "type": "boolean", "description": "Whether a key has to be shown at all." },
-            "signed_in": { "type": "boolean", "description": "Whether a good one was." },
-        },
-        "required": ["object", "required", "signed_in"],
-    })
 }
 
 #[cfg(test)]

@@ -21,20 +21,27 @@ pub(crate) enum Command {
     Run(Args),
 }
 
+/// What an API is told wherever it runs, in a process of its own or with a whole tree.
+#[derive(clap::Args)]
+pub(crate) struct ServingArgs {
+    #[command(flatten)]
+    pub(crate) aliases: AliasArgs,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
+    #[arg(long, env = "BANYAN_OPEN")]
+    pub(crate) open: bool,
+    /// How long nobody may say anything in a chat over a WebSocket.
+    #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
+    pub(crate) chat_idle: Duration,
+}
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
-    aliases: AliasArgs,
-    #[command(flatten)]
-    store: StoreArgs,
-    /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
-    #[arg(long, env = "BANYAN_OPEN")]
-    open: bool,
-    /// How long nobody may say anything in a chat over a WebSocket.
-    #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
-    chat_idle: Duration,
+    serving: ServingArgs,
     /// What this API calls itself in answers; its address by default.
     #[arg(long, env = "BANYAN_REPLICA", value_name = "NAME")]
     replica: Option<String>,
@@ -60,7 +67,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
-    let aliases = args.aliases.read()?;
+    let aliases = args.serving.aliases.read()?;
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
     let registry = stop.unless(args.registry.connect_patiently()).await?;
     if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
@@ -73,11 +80,11 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         body_bytes: bytes(args.body_bytes),
         bodies_bytes: bytes(args.bodies_bytes),
         drain: args.drain,
-        chat_idle: args.chat_idle,
+        chat_idle: args.serving.chat_idle,
         ..Limits::default()
     };
-    let store = Some(stop.unless(args.store.open()).await?);
-    let config = banyan_api::Config { hosts: args.hosts, store, open: args.open, replica: args.replica, aliases, limits };
+    let store = Some(stop.unless(args.serving.store.open()).await?);
+    let config = banyan_api::Config { hosts: args.hosts, store, open: args.serving.open, replica: args.replica, aliases, limits };
     let api = Api::start(config, registry, listener).await?;
     output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1", api.address()))?;
     stop.asked().await;

@@ -8,13 +8,13 @@ use banyan_proto::NodeName;
 use tokio::net::TcpListener;
 
 use crate::{
-    args::{self, AliasArgs, LaneArgs, RegistryArgs},
+    api::ServingArgs,
+    args::{self, LaneArgs, RegistryArgs},
     exit::Failure,
     fleet::Fleet,
     inference::{self, InferenceArgs, Kind},
     listen, output,
     stop::Stop,
-    store::StoreArgs,
 };
 
 /// Long enough for a registry on this machine to say that it is one.
@@ -38,15 +38,7 @@ pub(crate) struct Args {
     #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
     cluster: NodeName,
     #[command(flatten)]
-    aliases: AliasArgs,
-    #[command(flatten)]
-    store: StoreArgs,
-    /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
-    #[arg(long, env = "BANYAN_OPEN")]
-    open: bool,
-    /// How long nobody may say anything in a chat over a WebSocket.
-    #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
-    chat_idle: Duration,
+    serving: ServingArgs,
     #[command(flatten)]
     lanes: LaneArgs,
     #[command(flatten)]
@@ -71,7 +63,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
 }
 
 async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
-    let aliases = args.aliases.read()?;
+    let aliases = args.serving.aliases.read()?;
     // All ports are taken before the model is loaded: nobody likes to wait for a failure.
     let registry_listener = match args.etcd {
         None => Some(bind_registry(args).await?),
@@ -82,7 +74,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     for _ in 0..=args.nodes + u16::from(args.inference.has_providers()) {
         node_listeners.push(listen::bind_node(None).await?);
     }
-    let store = Some(args.store.open().await?);
+    let store = Some(args.serving.store.open().await?);
     let endpoints = match (&args.etcd, registry_listener) {
         (None, Some(listener)) => vec![format!("http://{}", fleet.start_registry(listener).await?.address())],
         (endpoints, _) => endpoints.clone().unwrap_or_default(),
@@ -133,8 +125,8 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         fleet.start_node(config, registry.clone(), Some(engine), next_listener()).await?;
     }
     fleet.ready().await;
-    let limits = banyan_api::Limits { chat_idle: args.chat_idle, ..banyan_api::Limits::default() };
-    let config = banyan_api::Config { store, open: args.open, aliases, limits, ..banyan_api::Config::default() };
+    let limits = banyan_api::Limits { chat_idle: args.serving.chat_idle, ..banyan_api::Limits::default() };
+    let config = banyan_api::Config { store, open: args.serving.open, aliases, limits, ..banyan_api::Config::default() };
     let address = fleet.start_api(config, registry, api_listener).await?.address();
 
     let started = started.join(", and ");

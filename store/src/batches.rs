@@ -11,6 +11,7 @@ use crate::{
     connection::{Connection, Row, Value},
     files::{self, File, FilePurpose},
     lines::{self, Claim, LineState},
+    store::page,
     time::unix_ms,
 };
 
@@ -220,16 +221,8 @@ impl Store {
     /// When the store can't be asked.
     pub async fn batches(&self, owner: &str, after: Option<&str>, limit: u32) -> Result<(Vec<Batch>, bool), Error> {
         let values = [owner.into(), after.unwrap_or("~").into(), (i64::from(limit) + 1).into()];
-        let rows = self.write(move |connection| {
-            async move {
-                connection.rows(batch_columns!("WHERE owner = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"), &values).await
-            }
-            .boxed()
-        });
-        let mut batches: Vec<Batch> = rows.await?.iter().map(batch).collect::<Result<_, _>>()?;
-        let has_more = batches.len() > limit as usize;
-        batches.truncate(limit as usize);
-        Ok((batches, has_more))
+        let rows = self.rows(batch_columns!("WHERE owner = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"), values).await?;
+        Ok(page(rows.iter().map(batch).collect::<Result<_, _>>()?, limit))
     }
 
     /// One batch.
@@ -326,15 +319,8 @@ impl Store {
     /// # Errors
     /// When it can't be written.
     pub async fn release_claim(&self, claim: &Claim) -> Result<(), Error> {
-        let claim = claim.clone();
-        self.write(move |connection| {
-            async move {
-                let sql = "UPDATE batches SET claimed_until_ms = 0 WHERE id = ?1 AND claimed_by = ?2";
-                connection.execute(sql, &[(&claim.batch_id).into(), (&claim.claimant).into()]).await.map(drop)
-            }
-            .boxed()
-        })
-        .await
+        let values = [(&claim.batch_id).into(), (&claim.claimant).into()];
+        self.change("UPDATE batches SET claimed_until_ms = 0 WHERE id = ?1 AND claimed_by = ?2", values).await
     }
 
     /// Says that all lines were read.

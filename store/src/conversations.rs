@@ -7,6 +7,7 @@ use crate::{
     Error, Store,
     connection::{Connection, Row},
     search,
+    store::page,
     time::unix_ms,
 };
 
@@ -118,7 +119,6 @@ impl Store {
     /// When the store can't be asked, or there is no such conversation.
     pub async fn conversations(&self, owner: &str, after: Option<&str>, limit: u32) -> Result<ConversationPage, Error> {
         let (owner, after) = (owner.to_owned(), after.map(str::to_owned));
-        let limit = limit as usize;
         let rows = self.write(move |connection| {
             async move {
                 let (updated, id) = match &after {
@@ -130,15 +130,13 @@ impl Store {
                         "SELECT id, client_id, title, created_ms, updated_ms, messages FROM conversations
                          WHERE owner = ?1 AND (updated_ms < ?2 OR (updated_ms = ?2 AND id < ?3))
                          ORDER BY updated_ms DESC, id DESC LIMIT ?4",
-                        &[(&owner).into(), updated.into(), (&id).into(), (limit as i64 + 1).into()],
+                        &[(&owner).into(), updated.into(), (&id).into(), (i64::from(limit) + 1).into()],
                     )
                     .await
             }
             .boxed()
         });
-        let mut conversations: Vec<Conversation> = rows.await?.iter().map(conversation).collect::<Result<_, _>>()?;
-        let has_more = conversations.len() > limit;
-        conversations.truncate(limit);
+        let (conversations, has_more) = page(rows.await?.iter().map(conversation).collect::<Result<_, _>>()?, limit);
         Ok(ConversationPage { conversations, has_more })
     }
 

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use crate::{
     Error, Store,
     connection::{Connection, Row},
+    store::page,
     time::unix_ms,
 };
 
@@ -91,10 +92,7 @@ impl Store {
     /// When it can't be written.
     pub async fn add_piece(&self, id: &str, position: u32, content: &[u8]) -> Result<(), Error> {
         let values = [id.into(), position.into(), content.into()];
-        self.write(move |connection| {
-            async move { connection.execute("INSERT INTO pieces VALUES (?1, ?2, ?3)", &values).await.map(drop) }.boxed()
-        })
-        .await
+        self.change("INSERT INTO pieces VALUES (?1, ?2, ?3)", values).await
     }
 
     /// Ends an upload. From now on the file is there, whatever dies.
@@ -119,11 +117,7 @@ impl Store {
     /// # Errors
     /// When it can't be deleted.
     pub async fn abandon_file(&self, id: &str) -> Result<(), Error> {
-        let values = [id.into()];
-        self.write(move |connection| {
-            async move { connection.execute("DELETE FROM files WHERE id = ?1 AND complete = 0", &values).await.map(drop) }.boxed()
-        })
-        .await
+        self.change("DELETE FROM files WHERE id = ?1 AND complete = 0", [id.into()]).await
     }
 
     /// An owner's complete files, the newest first, those behind the one named.
@@ -132,22 +126,10 @@ impl Store {
     /// When the store can't be asked.
     pub async fn files(&self, owner: &str, after: Option<&str>, limit: u32) -> Result<(Vec<File>, bool), Error> {
         let values = [owner.into(), after.unwrap_or("~").into(), (i64::from(limit) + 1).into()];
-        let rows = self.write(move |connection| {
-            async move {
-                connection
-                    .rows(
-                        "SELECT id, name, purpose, bytes, created_ms, batch_id FROM files
-                         WHERE owner = ?1 AND complete = 1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
-                        &values,
-                    )
-                    .await
-            }
-            .boxed()
-        });
-        let mut files: Vec<File> = rows.await?.iter().map(file).collect::<Result<_, _>>()?;
-        let has_more = files.len() > limit as usize;
-        files.truncate(limit as usize);
-        Ok((files, has_more))
+        let sql = "SELECT id, name, purpose, bytes, created_ms, batch_id FROM files
+                   WHERE owner = ?1 AND complete = 1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+        let rows = self.rows(sql, values);
+        Ok(page(rows.await?.iter().map(file).collect::<Result<_, _>>()?, limit))
     }
 
     /// One file.
@@ -184,12 +166,9 @@ impl Store {
     /// # Errors
     /// When the store can't be asked.
     pub async fn piece(&self, id: &str, position: u32) -> Result<Option<Vec<u8>>, Error> {
-        let values = [id.into(), position.into()];
-        let row = self.write(move |connection| {
-            async move { connection.row("SELECT content FROM pieces WHERE file_id = ?1 AND position = ?2", &values).await }
-                .boxed()
-        });
-        row.await?.map(|row| row.bytes(0)).transpose()
+        let sql = "SELECT content FROM pieces WHERE file_id = ?1 AND position = ?2";
+        let rows = self.rows(sql, [id.into(), position.into()]).await?;
+        rows.first().map(|row| row.bytes(0)).transpose()
     }
 }
 

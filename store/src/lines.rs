@@ -88,18 +88,9 @@ impl Store {
     /// When the store can't be asked.
     pub async fn waiting_lines(&self, batch_id: &str, from: u32, limit: u32) -> Result<Vec<Line>, Error> {
         let values = [batch_id.into(), from.into(), limit.into()];
-        let rows = self.write(move |connection| {
-            async move {
-                connection
-                    .rows(
-                        "SELECT position, custom_id, body FROM batch_lines
-                         WHERE batch_id = ?1 AND state = 0 AND position >= ?2 ORDER BY position LIMIT ?3",
-                        &values,
-                    )
-                    .await
-            }
-            .boxed()
-        });
+        let sql = "SELECT position, custom_id, body FROM batch_lines
+                   WHERE batch_id = ?1 AND state = 0 AND position >= ?2 ORDER BY position LIMIT ?3";
+        let rows = self.rows(sql, values);
         let read = |row: &crate::connection::Row| {
             let position = u32::try_from(row.int(0)?).map_err(|_| Error::Strange("a line's position"))?;
             Ok(Line { position, custom_id: row.text(1)?, body: row.text(2)? })
@@ -143,18 +134,9 @@ impl Store {
     /// When the store can't be asked.
     pub async fn answers(&self, batch_id: &str, state: LineState, from: u32, limit: u32) -> Result<Vec<(u32, String)>, Error> {
         let values = [batch_id.into(), state.number().into(), from.into(), limit.into()];
-        let rows = self.write(move |connection| {
-            async move {
-                connection
-                    .rows(
-                        "SELECT position, answer FROM batch_lines
-                         WHERE batch_id = ?1 AND state = ?2 AND position >= ?3 ORDER BY position LIMIT ?4",
-                        &values,
-                    )
-                    .await
-            }
-            .boxed()
-        });
+        let sql = "SELECT position, answer FROM batch_lines
+                   WHERE batch_id = ?1 AND state = ?2 AND position >= ?3 ORDER BY position LIMIT ?4";
+        let rows = self.rows(sql, values);
         let read = |row: &crate::connection::Row| {
             let position = u32::try_from(row.int(0)?).map_err(|_| Error::Strange("a line's position"))?;
             Ok((position, row.text(1)?))

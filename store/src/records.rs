@@ -208,21 +208,12 @@ impl Store {
     /// When the store can't be asked.
     pub async fn usage(&self, from: &str, to: &str, key_id: Option<&str>) -> Result<Vec<UsageRow>, Error> {
         let values = [from.into(), to.into(), key_id.into(), ROWS_MAX.into()];
-        let rows = self.write(move |connection| {
-            async move {
-                connection
-                    .rows(
-                        "SELECT day, key_id, COALESCE(keys.name, ''), model, node, requests, failed, prompt_tokens,
-                                completion_tokens
-                         FROM usage LEFT JOIN keys ON keys.id = usage.key_id
-                         WHERE day >= ?1 AND day <= ?2 AND (CAST(?3 AS TEXT) IS NULL OR key_id = CAST(?3 AS TEXT))
-                         ORDER BY day DESC, key_id, model, node LIMIT ?4",
-                        &values,
-                    )
-                    .await
-            }
-            .boxed()
-        });
+        let sql = "SELECT day, key_id, COALESCE(keys.name, ''), model, node, requests, failed, prompt_tokens,
+                   completion_tokens
+                   FROM usage LEFT JOIN keys ON keys.id = usage.key_id
+                   WHERE day >= ?1 AND day <= ?2 AND (CAST(?3 AS TEXT) IS NULL OR key_id = CAST(?3 AS TEXT))
+                   ORDER BY day DESC, key_id, model, node LIMIT ?4";
+        let rows = self.rows(sql, values);
         let read = |row: &crate::connection::Row| {
             Ok(UsageRow {
                 day: row.text(0)?,
@@ -246,21 +237,12 @@ impl Store {
     pub async fn request_log(&self, before: Option<i64>, limit: u32, key_id: Option<&str>) -> Result<Vec<LogEntry>, Error> {
         let limit = i64::from(limit).min(ROWS_MAX);
         let values = [before.unwrap_or(i64::MAX).into(), limit.into(), key_id.into()];
-        let rows = self.write(move |connection| {
-            async move {
-                connection
-                    .rows(
-                        "SELECT number, at_ms, request_id, query_id, key_id, model, node, prompt_tokens, completion_tokens,
-                                first_token_ms, total_ms, status, prompt, answer
-                         FROM request_log
-                         WHERE number < ?1 AND (CAST(?3 AS TEXT) IS NULL OR key_id = CAST(?3 AS TEXT))
-                         ORDER BY number DESC LIMIT ?2",
-                        &values,
-                    )
-                    .await
-            }
-            .boxed()
-        });
+        let sql = "SELECT number, at_ms, request_id, query_id, key_id, model, node, prompt_tokens, completion_tokens,
+                   first_token_ms, total_ms, status, prompt, answer
+                   FROM request_log
+                   WHERE number < ?1 AND (CAST(?3 AS TEXT) IS NULL OR key_id = CAST(?3 AS TEXT))
+                   ORDER BY number DESC LIMIT ?2";
+        let rows = self.rows(sql, values);
         let read = |row: &crate::connection::Row| {
             Ok(LogEntry {
                 number: row.int(0)?,

@@ -10,7 +10,13 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{Error, Target, connection::Connection, postgres::Pg, schema, sqlite::Lite};
+use crate::{
+    Error, Target,
+    connection::{Connection, Row, Sql, Value},
+    postgres::Pg,
+    schema,
+    sqlite::Lite,
+};
 
 /// Connections to PostgreSQL. Questions are short, and its own default is 100 for all its clients.
 const CONNECTIONS: usize = 8;
@@ -62,7 +68,7 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn probe(&self) -> Result<(), Error> {
-        self.write(|connection| async move { connection.rows("SELECT 1", &[]).await.map(drop) }.boxed()).await
+        self.rows("SELECT 1", []).await.map(drop)
     }
 
     /// A transaction that outlives the death of this process.
@@ -81,6 +87,16 @@ impl Store {
         F: for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
     {
         self.transaction(true, work).await
+    }
+
+    /// One question, in a transaction of its own.
+    pub(crate) async fn rows<const N: usize>(&self, sql: Sql, values: [Value; N]) -> Result<Vec<Row>, Error> {
+        self.write(move |connection| async move { connection.rows(sql, &values).await }.boxed()).await
+    }
+
+    /// One change, in a transaction of its own.
+    pub(crate) async fn change<const N: usize>(&self, sql: Sql, values: [Value; N]) -> Result<(), Error> {
+        self.write(move |connection| async move { connection.execute(sql, &values).await.map(drop) }.boxed()).await
     }
 
     async fn transaction<T, F>(&self, durable: bool, work: F) -> Result<T, Error>
@@ -160,6 +176,13 @@ impl Store {
         });
         doing.await.map_err(|error| Error::Refused(error.into()))?
     }
+}
+
+/// At most `limit` of what was asked for with one more, and whether that one was there.
+pub(crate) fn page<T>(mut found: Vec<T>, limit: u32) -> (Vec<T>, bool) {
+    let has_more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    (found, has_more)
 }
 
 struct Done<T> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{described, path, reads, responses, with_json};
+use super::{described, path, reads, responses, with_json, written};
 use crate::{batches, conversations, session};
 
 /// Of whatever needs the store.
@@ -99,7 +99,7 @@ pub(super) fn schemas() -> Value {
         "properties": { "object": { "const": "list" }, "data": { "type": "array", "items": { "type": "object" } } },
         "required": ["object", "data"],
     });
-    json!({ "List": list, "Kept": { "type": "object" }, "Session": session::answer_schema() })
+    json!({ "List": list, "Kept": { "type": "object" }, "Session": written::<session::Session>() })
 }
 
 fn body(summary: &str, content: Value, answer: &str, parameters: &[Value]) -> Value {
