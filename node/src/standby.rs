@@ -100,7 +100,7 @@ impl Throne {
         let mut view = self.registry.watch();
         let mut told = self.epoch;
         loop {
-            let changed = match self.registration.lock().await.as_ref() {
+            let mut changed = match self.registration.lock().await.as_ref() {
                 Some(registration) => {
                     let epoch = registration.epoch();
                     let stopped = match (told, epoch) {
@@ -112,26 +112,27 @@ impl Throne {
                         return;
                     }
                     told = epoch;
-                    registration.epoch_other_than(epoch)
+                    Box::pin(registration.epoch_other_than(epoch))
                 }
                 // It has left.
                 None => return,
             };
             match told {
                 Some(epoch) => tokio::select! {
-                    _ = changed => {}
+                    _ = &mut changed => {}
                     () = self.core.ended() => return,
                     () = overtaken(&mut view, &self.tree, &self.name, epoch) => {
                         tracing::warn!(node = %self.name, "another root reigns");
                         if self.core.tell(Input::StepDown).await.is_err() {
                             return;
                         }
-                        // The registration finds out by itself; until then nothing is said.
+                        told = None;
+                        // The registration finds out by itself; until then nothing is said. It may find the place free
+                        // again, and itself in a new reign: so any other number than that of the reign that ended will do.
                         tokio::select! {
-                            () = self.until_registration_knows() => {}
+                            _ = &mut changed => {}
                             () = self.core.ended() => return,
                         }
-                        told = None;
                     }
                 },
                 None if self.standby => tokio::select! {
@@ -146,12 +147,6 @@ impl Throne {
             if self.core.is_closed() {
                 return;
             }
-        }
-    }
-
-    async fn until_registration_knows(&self) {
-        while self.registration.lock().await.as_ref().is_some_and(|registration| registration.epoch().is_some()) {
-            sleep(LOOK_INTERVAL).await;
         }
     }
 
