@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 struct Grove {
     _registry: Banyan,
     root: Banyan,
-    _spare: Banyan,
+    spare: Banyan,
     nodes: Vec<Banyan>,
     apis: Vec<Banyan>,
     etcd: String,
@@ -37,7 +37,7 @@ impl Grove {
             node.printed("is ready").await;
         }
         let apis = vec![run("api run"), run("api run")];
-        let grove = Grove { _registry: registry, root, _spare: spare, nodes, apis, etcd };
+        let grove = Grove { _registry: registry, root, spare, nodes, apis, etcd };
         for number in 0..2 {
             let api = grove.api(number).await;
             eventually("the API is ready", || async { api.get("/readyz").await.status.is_success().then_some(()) }).await;
@@ -134,6 +134,20 @@ async fn a_root_that_was_stopped_finds_itself_deposed_and_waits_for_its_turn() {
     tell_pause("root stopped", &first, &events);
     assert_eq!(first.text() + &joined(&events), undisturbed);
     assert_eq!(api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await.text(), "1 2 3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_wakes_while_its_successor_leaves_reigns_again() {
+    let grove = Grove::start().await;
+    let api = grove.api(0).await;
+    grove.root.signal("STOP").await;
+    status(&grove.etcd, "spare", "the standby reigns", |spare| spare["state"] == "ready").await;
+    // It learns of its successor, whose place is free again by the time that it asks for its own.
+    grove.root.signal("CONT").await;
+    grove.spare.signal("TERM").await;
+    status(&grove.etcd, "root", "the former root reigns again", |root| root["state"] == "ready").await;
+    assert_eq!(api.post("/v1/completions", &json!({ "model": "fake", "prompt": "[[count 3]]" })).await.text(), "1 2 3");
+    assert_eq!(grove.spare.finished().await.code, 0);
 }
 
 /// A root that nobody stands by for.
