@@ -1,6 +1,10 @@
 //! The handle to a running engine.
 
-use std::sync::{Arc, mpsc as commands};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+    mpsc as commands,
+};
 use std::{fmt, thread};
 
 use tokio::sync::{mpsc, watch};
@@ -146,6 +150,8 @@ struct Shared {
     stats: watch::Receiver<Stats>,
     /// Closed when the engine's threads have ended.
     ended: watch::Receiver<()>,
+    /// Requests that the caller would submit if there were slots.
+    outside: Arc<AtomicU32>,
     /// The keys that it spends from elsewhere, as they stand.
     accounts: Option<Accounts>,
 }
@@ -227,8 +233,9 @@ impl Engine {
         let (command, commands) = commands::channel();
         let (alive, ended) = watch::channel(());
         let (stop, stats) = (watch::channel(false).0, watch::channel(Stats::default()).1);
-        let shared = Shared { info, commands: command, stop, stats, ended, accounts };
-        (Engine { works: Works::One(Arc::new(shared)) }, Orders { commands, _alive: alive })
+        let outside = Arc::<AtomicU32>::default();
+        let shared = Shared { info, commands: command, stop, stats, ended, outside: Arc::clone(&outside), accounts };
+        (Engine { works: Works::One(Arc::new(shared)) }, Orders { commands, outside, _alive: alive })
     }
 
     /// Puts engines with a model each behind one handle: what one of them says goes the same way, and their sequences count
@@ -272,6 +279,15 @@ impl Engine {
         }
     }
 
+    /// Says how many requests the caller holds back until sequences end. When some do, the engine waits a moment for as many, at most an
+    /// eighth of a step, so that their slots are not empty for a whole one. An engine of several models does not: whose slot the next
+    /// request takes is not known there.
+    pub fn expect(&self, outside: u32) {
+        if let Works::One(shared) = &self.works {
+            shared.outside.store(outside, Ordering::Relaxed);
+        }
+    }
+
     /// Ends a sequence with `Cancelled` within one step, unless it has ended already. Unknown ids are ignored.
     pub fn cancel(&self, id: SequenceId) {
         match &self.works {
@@ -299,6 +315,7 @@ impl Engine {
 #[derive(Debug)]
 pub struct Orders {
     commands: commands::Receiver<Command>,
+    outside: Arc<AtomicU32>,
     _alive: watch::Sender<()>,
 }
 
@@ -312,6 +329,11 @@ pub enum Order {
 }
 
 impl Orders {
+    /// How many requests stand outside: see [`Engine::expect`].
+    pub fn expected(&self) -> u32 {
+        self.outside.load(Ordering::Relaxed)
+    }
+
     /// The next order, if there is one.
     pub fn next_order(&self) -> Option<Order> {
         loop {
@@ -347,6 +369,8 @@ fn spawn<B: Backend + Send + 'static>(
     let (step, steps) = mpsc::channel(STEPS_WAITING);
     let (alive, ended) = watch::channel(());
     let stopping = stop.subscribe();
+    let outside = Arc::<AtomicU32>::default();
+    let expected = Arc::clone(&outside);
     let (stats_now, stats) = watch::channel(scheduler.stats());
     let bell = command.clone();
     let admissions = Admissions::start(Arc::clone(&language), move || {
@@ -360,12 +384,12 @@ fn spawn<B: Backend + Send + 'static>(
             admissions,
             scheduler,
             &commands,
-            Outlets { steps: step, stats: stats_now, stop: stopping },
+            Outlets { steps: step, stats: stats_now, stop: stopping, outside: expected },
         );
         drop(language);
         drop(alive);
     })?;
-    let shared = Shared { info, commands: command, stop, stats, ended, accounts: None };
+    let shared = Shared { info, commands: command, stop, stats, ended, outside, accounts: None };
     Ok((Engine { works: Works::One(Arc::new(shared)) }, steps))
 }
 

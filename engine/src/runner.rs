@@ -5,8 +5,12 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+    mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, warn};
@@ -25,6 +29,12 @@ pub(crate) const STEPS_WAITING: usize = 64;
 /// tokenizer takes some hundred microseconds for them, about what waking another thread costs on a busy machine, and a small
 /// part of a step: a batch hardly waits, and a short question that comes alone gets its first token without a detour.
 const READ_HERE_MAX: usize = 1024;
+
+/// What fraction of its last step an engine waits at most between two steps for those who stand outside to take the slots
+/// that have become free. Handing over takes some 50 microseconds; a slot that stays empty for a step is lost for all of it.
+const REFILL_SHARE: u32 = 8;
+/// Who hasn't handed over by then is busy with something else.
+const REFILL_MAX: Duration = Duration::from_millis(1);
 
 /// What a handle says to its engine thread.
 #[derive(Debug)]
@@ -91,6 +101,8 @@ pub(crate) struct Outlets {
     pub(crate) steps: mpsc::Sender<Step>,
     pub(crate) stats: watch::Sender<Stats>,
     pub(crate) stop: watch::Receiver<bool>,
+    /// Requests that its node would submit if there were slots.
+    pub(crate) outside: Arc<AtomicU32>,
 }
 
 /// Runs until it is told to stop, or until nobody can hear it any more.
@@ -102,7 +114,7 @@ pub(crate) fn run<B: Backend>(
     commands: &Receiver<Command>,
     outlets: Outlets,
 ) {
-    let Outlets { steps, stats, stop } = outlets;
+    let Outlets { steps, stats, stop, outside } = outlets;
     let mut runner = Runner {
         backend: &mut backend,
         language,
@@ -111,6 +123,9 @@ pub(crate) fn run<B: Backend>(
         sequences: HashMap::new(),
         outputs: Vec::new(),
         read_here: 0,
+        outside,
+        freed: 0,
+        step_time: Duration::ZERO,
     };
     while runner.listen(commands) {
         let plan = runner.plan();
@@ -167,26 +182,41 @@ struct Runner<'a, B: Backend> {
     outputs: Vec<Output>,
     /// Bytes of requests that were read on this thread since the last step.
     read_here: usize,
+    outside: Arc<AtomicU32>,
+    /// Slots that the last step has freed.
+    freed: u32,
+    /// What the last step took.
+    step_time: Duration,
 }
 
 impl<B: Backend> Runner<'_, B> {
-    /// Takes all commands; waits for one where there is nothing to do. False: it is over.
+    /// Takes all commands; waits for one where there is nothing to do, and a moment for those who may take slots that have just
+    /// become free. False: it is over.
     fn listen(&mut self, commands: &Receiver<Command>) -> bool {
         self.read_here = 0;
+        let mut expected = std::mem::take(&mut self.freed).min(self.outside.load(Ordering::Relaxed));
+        let patience_ends = Instant::now() + (self.step_time / REFILL_SHARE).min(REFILL_MAX);
         if self.scheduler.is_idle() && self.outputs.is_empty() {
             self.backend.rest();
-            match commands.recv() {
-                Ok(command) => {
-                    if !self.obey(command) {
-                        return false;
-                    }
-                }
-                Err(_) => return false,
+            let Ok(command) = commands.recv() else { return false };
+            expected = expected.saturating_sub(u32::from(matches!(command, Command::Submit(_))));
+            if !self.obey(command) {
+                return false;
             }
         }
         loop {
-            match commands.try_recv() {
+            let command = match expected {
+                0 => commands.try_recv(),
+                _ => {
+                    commands.recv_timeout(patience_ends.saturating_duration_since(Instant::now())).map_err(|error| match error {
+                        RecvTimeoutError::Timeout => TryRecvError::Empty,
+                        RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                    })
+                }
+            };
+            match command {
                 Ok(command) => {
+                    expected = expected.saturating_sub(u32::from(matches!(command, Command::Submit(_))));
                     if !self.obey(command) {
                         return false;
                     }
@@ -306,13 +336,16 @@ impl<B: Backend> Runner<'_, B> {
         let prompts = batch.iter().any(|(work, _)| work.tokens > 1);
         let start = Instant::now();
         let outcomes = self.compute(&mut batch);
+        self.step_time = start.elapsed();
         if prompts {
-            let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let micros = u64::try_from(self.step_time.as_micros()).unwrap_or(u64::MAX);
             self.scheduler.feed(Event::Took { micros });
         }
+        let before = self.sequences.len() + batch.len();
         for ((work, sequence), outcome) in batch.into_iter().zip(outcomes) {
             self.advance(work, sequence, outcome);
         }
+        self.freed = (before - self.sequences.len()) as u32;
     }
 
     /// One forward pass for all of them, or, where that fails, one for each: who is at fault pays for it alone.

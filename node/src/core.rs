@@ -238,6 +238,9 @@ impl Core {
         for action in &actions {
             self.act(action, &mut query);
         }
+        if let Some(work) = &self.engine {
+            work.expect(self.router.queued());
+        }
         self.journal.push(Fact::Router(event, actions));
     }
 

@@ -155,7 +155,9 @@ async fn answers_go_over_the_parents_while_the_straight_way_is_cut() {
     let mut inspect = InspectClient::connect(format!("http://{root_address}")).await.unwrap();
     for id in ids {
         let way = inspect.why(v1::WhyRequest { id: id.to_string() }).await.unwrap().into_inner();
-        assert_eq!(way.tries.len(), 1, "nothing was sent twice: {way:?}");
+        // One that still waits when the other node is done is taken back and goes there.
+        let (_, before) = way.tries.split_last().expect("it was sent");
+        assert!(before.iter().all(|one| one.outcome == "returned"), "nothing was sent twice: {way:?}");
     }
     nodes.pop().unwrap().stop().await;
     nodes.pop().unwrap().stop().await;

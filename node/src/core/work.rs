@@ -103,6 +103,11 @@ impl Work {
         self.engine.accounts().into_iter().map(translate::account).collect()
     }
 
+    /// Says how many queries wait for a slot.
+    pub(super) fn expect(&self, waiting: usize) {
+        self.engine.expect(u32::try_from(waiting).unwrap_or(u32::MAX));
+    }
+
     /// Queries of which anything is kept.
     pub(super) fn kept(&self) -> usize {
         self.kept.len()

@@ -61,6 +61,11 @@ impl Virtual {
         self.plan.is_some()
     }
 
+    /// Whether it gives its node a moment to fill the slots that a step has freed.
+    pub(super) fn waits_after(&self, step: &Step) -> bool {
+        self.orders.expected() > 0 && step.outputs.iter().any(|output| matches!(output, Output::Finished { .. }))
+    }
+
     /// Between two steps: takes orders, and begins with what is to be done.
     pub(super) fn begin(&mut self) -> Next {
         debug_assert!(self.plan.is_none(), "one step at a time");

@@ -428,8 +428,12 @@ impl World {
         }
         let Some(engine) = this.body.as_mut().and_then(|body| body.engine.as_mut()) else { return };
         let step = engine.end(nanos);
+        let waits = engine.waits_after(&step);
         self.arrive(node, life, Input::Step(Box::new(step)));
-        self.compute(node);
+        // Else the node's task has it go on.
+        if !waits {
+            self.compute(node);
+        }
     }
 
     pub(super) fn break_promise(&mut self, what: String) {

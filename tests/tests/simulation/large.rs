@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use banyan_tests::random::Random;
-use banyan_tests::simulator::{Figures, Lengths, Load, Plan, RECOVERY, ROOT, SECOND, Setup, Summary, World, balanced};
+use banyan_tests::simulator::{Figures, Lengths, Load, Plan, RECOVERY, ROOT, SECOND, Setup, Summary, Wish, World, balanced};
 
 use super::engine;
 
@@ -144,5 +144,19 @@ fn a_root_with_a_thousand_children_of_its_own_serves_them() {
     world.run_for(4 * SECOND);
     since(&world, &before, begun, "a thousand children");
     assert!(world.run_until(60 * SECOND, World::is_quiet), "answers are outstanding");
+    world.verdict().expect("nothing goes wrong");
+}
+
+#[test]
+fn no_slot_is_empty_for_a_step_while_somebody_waits_for_it() {
+    let mut world = plant(1, 1);
+    let rounds = 20;
+    for number in 0..SLOTS * rounds {
+        let wish = Wish { owner: number % 3, model: "", prompt_tokens: 1, tokens: 5, deadline_ms: 60_000, priority: 0 };
+        world.ask_later(SECOND / 1000, wish);
+    }
+    // Five steps a round, and one more: the first may have begun with fewer than all.
+    world.run_for(u64::from(rounds * 5 + 1) * (STEP_MS + 1) * SECOND / 1000);
+    assert!(world.is_quiet(), "answers are outstanding");
     world.verdict().expect("nothing goes wrong");
 }
