@@ -24,5 +24,5 @@ mod uplink;
 mod ways;
 
 pub use config::{Config, LaneLimits, Routing, UnknownRouting};
-pub use node::{Node, NodeError, StartError};
+pub use node::{Node, NodeError, StartError, turn_away};
 pub use recording::{Record, Recording};

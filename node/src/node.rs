@@ -1,6 +1,7 @@
 //! The handle to a node: starts its parts in the right order, and stops them in the reverse one.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -46,6 +47,8 @@ const WARM_UP_TIMEOUT: Duration = Duration::from_secs(300);
 const GHOST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two tries to register at a registry that does not answer.
 const REGISTRY_PAUSE: Duration = Duration::from_millis(500);
+/// After a connection that could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often its lease is looked at meanwhile.
 const GHOST_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -167,11 +170,17 @@ impl Node {
             device: info.as_ref().map(|info| info.device.clone()).unwrap_or_default(),
             started_at: now.as_millis() as u64,
         };
-        // A provider has nothing to warm up, and is paid for each answer.
-        if let Some((engine, steps)) = engine.as_mut().filter(|_| config.stands_in.is_none()) {
-            warm_up(engine, steps).await?;
-        }
-        let registration = register(&config, &registry, member).await?;
+        let joining = async {
+            // A provider has nothing to warm up, and is paid for each answer.
+            if let Some((engine, steps)) = engine.as_mut().filter(|_| config.stands_in.is_none()) {
+                warm_up(engine, steps).await?;
+            }
+            register(&config, &registry, member).await
+        };
+        let registration = tokio::select! {
+            joined = joining => joined?,
+            never = turn_away(&listener) => match never {},
+        };
         let (incarnation, epoch) = (registration.member().incarnation, registration.epoch());
         let cancel = CancellationToken::new();
         let core = Core::spawn(&config, engine, epoch, cancel.clone());
@@ -343,6 +352,17 @@ async fn warm_up(engine: &Engine, steps: &mut mpsc::Receiver<Step>) -> Result<()
 }
 
 /// Registers, and waits for the registry where that is away, and for the parent where it is not there yet.
+/// Closes what connects, at once, for as long as it is waited for: who can't serve yet keeps nobody waiting who dials it, but sends
+/// them elsewhere.
+pub async fn turn_away(listener: &TcpListener) -> Infallible {
+    loop {
+        if listener.accept().await.is_err() {
+            // Out of file descriptors, and the like.
+            sleep(ACCEPT_PAUSE).await;
+        }
+    }
+}
+
 async fn register(config: &Config, registry: &Registry, member: Member) -> Result<Registration, StartError> {
     let mut parent_until = None;
     let own_ghost = Instant::now() + GHOST_TIMEOUT;

@@ -1,5 +1,7 @@
 //! Queries at a root's gRPC service, as an API puts them; tokens with their positions.
 
+use std::time::Duration;
+
 use banyan_proto::{
     QueryId,
     v1::{self, answer::Kind, inspect_client::InspectClient, root_client::RootClient},
@@ -9,6 +11,9 @@ use tonic::{
     Streaming,
     transport::{Channel, Endpoint},
 };
+
+/// How long a node has to say how it is.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An answer that is being read.
 pub struct Asked {
@@ -48,14 +53,15 @@ pub async fn channel(address: &str) -> Channel {
 
 /// A node's own status, as it tells it, or as the node at `address` hears it from below.
 pub async fn status(address: &str, name: &str) -> Option<v1::NodeStatus> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    // Whoever is stopped takes connections and says nothing.
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(PATIENCE).timeout(PATIENCE);
     let mut client = InspectClient::new(endpoint.connect().await.ok()?);
     Some(client.status(v1::Target { name: name.to_owned() }).await.ok()?.into_inner())
 }
 
 /// The tree below a root, as it tells it.
 pub async fn view(address: &str) -> Option<v1::TreeView> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(PATIENCE).timeout(PATIENCE);
     let mut client = InspectClient::new(endpoint.connect().await.ok()?);
     Some(client.view(v1::Target::default()).await.ok()?.into_inner())
 }

@@ -327,12 +327,18 @@ async fn whoever_joins_waits_for_a_registry_that_is_away_and_says_so() {
     let listen = format!("127.0.0.1:{}", banyan_tests::forest::free_port());
     let etcd = format!("http://{listen}");
     let root = Banyan::start(&format!("node run root --listen 127.0.0.1:0 --etcd {etcd}"));
-    let node = Banyan::start(&format!("node run a --parent root --engine fake --listen 127.0.0.1:0 --etcd {etcd}"));
+    let early = format!("127.0.0.1:{}", banyan_tests::forest::free_port());
+    let node = Banyan::start(&format!("node run a --parent root --engine fake --listen {early} --etcd {etcd}"));
     let api = Banyan::start(&format!("api run --listen 127.0.0.1:0 --etcd {etcd}"));
     for waiting in [&root, &node, &api] {
         let told = waiting.told("waiting for it").await;
         assert!(told.contains("banyan registry serve") && told.contains(&etcd), "{told}");
     }
+    // Who dials a node that can't serve yet is not kept waiting.
+    let mut dialled = std::net::TcpStream::connect(early).expect("it listens");
+    dialled.set_read_timeout(Some(eventually::PATIENCE)).expect("a time-out can be set");
+    let read = std::io::Read::read(&mut dialled, &mut [0; 1]);
+    assert!(read.as_ref().map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |read| *read == 0), "{read:?}");
     let _registry = Banyan::start(&format!("registry serve --listen {listen}"));
     root.printed("node root is ready").await;
     node.printed("node a is ready").await;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use banyan_etcd::{ReadError, RegisterError, Registry};
-use banyan_node::Config;
+use banyan_node::{Config, turn_away};
 use banyan_proto::NodeName;
 
 use crate::{
@@ -78,16 +78,23 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let listener = listen::bind_node(args.listen.as_deref()).await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
-    let registry = args.registry.connect_patiently().await?;
-    look_ahead(args, address, &registry).await?;
+    let prepared = async {
+        let registry = args.registry.connect_patiently().await?;
+        look_ahead(args, address, &registry).await?;
+        let weights = match args.parent {
+            Some(_) => Some(args.inference.load(1).await?),
+            None => None,
+        };
+        Ok::<_, Failure>((registry, weights))
+    };
+    let (registry, weights) = tokio::select! {
+        prepared = prepared => prepared?,
+        never = turn_away(&listener) => match never {},
+    };
 
     let base = match &args.parent {
         Some(parent) => Config::child(args.name.clone(), parent.clone()),
         None => Config::root(args.name.clone()),
-    };
-    let weights = match args.parent {
-        Some(_) => Some(args.inference.load(1).await?),
-        None => None,
     };
     let config = Config {
         tree: args.tree.clone(),
