@@ -356,6 +356,7 @@ impl Answer {
         if !error.is_passing() || since.elapsed() + self.pause > patience {
             return Err(if self.position > 0 { Failure::Lost } else { Failure::Unasked(error) });
         }
+        self.roots.meters.retried(error.kind());
         debug!(query = %self.query.id, error = &error as &dyn std::error::Error, "root asked again");
         tokio::select! {
             () = sleep(self.pause) => self.pause = (self.pause * 2).min(PAUSE_MAX),

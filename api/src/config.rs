@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use banyan_observe::Metrics;
 use banyan_store::Store;
 
 use crate::Aliases;
@@ -22,6 +23,8 @@ pub struct Config {
     pub aliases: Aliases,
     /// What is bounded, and how.
     pub limits: Limits,
+    /// What is measured goes there.
+    pub metrics: Metrics,
 }
 
 /// Bounds of one API. The defaults suit every installation that we know; tests shorten them.

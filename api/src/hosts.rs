@@ -64,6 +64,11 @@ impl Hosts {
         Ok(())
     }
 
+    /// Whether nobody but this machine can ask: it listens on loopback, and no proxy is said to stand before it.
+    pub(crate) fn are_private(&self) -> bool {
+        self.loopback && self.further.is_empty()
+    }
+
     fn knows(&self, authority: &str) -> bool {
         let Ok(uri) = authority.parse::<Uri>() else { return false };
         let Some(host) = uri.host() else { return false };

@@ -21,6 +21,7 @@ mod health;
 mod hosts;
 mod keyring;
 mod legacy;
+mod meters;
 mod openai;
 mod openapi;
 mod pages;

@@ -78,8 +78,21 @@ fn own_paths() -> Value {
         "/v1/models/{id}": { "get": reads("One model", model, &[path("id", "Its name; slashes may stand as they are.")], &["400", "403", "404"]) },
         "/livez": { "get": reads("Whether the process serves", ("200", "It does.", "Health"), &[], &["403"]) },
         "/readyz": { "get": readiness() },
+        "/metrics": { "get": measured() },
         "/openapi.json": { "get": reads("This document", ("200", "It.", "Document"), &[], &["403"]) },
         "/arranca/": { "post": legacy() },
+    })
+}
+
+fn measured() -> Value {
+    let text = json!({ "schema": { "type": "string" } });
+    let measured = json!({
+        "description": "All of this process's, as OpenMetrics.",
+        "content": { "application/openmetrics-text; version=1.0.0; charset=utf-8": text },
+    });
+    json!({
+        "summary": "Metrics for Prometheus, where nobody but this machine asks; elsewhere `--metrics` gives them a port of their own",
+        "responses": responses(json!({ "200": measured }), &["403", "404"]),
     })
 }
 

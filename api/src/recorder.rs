@@ -33,21 +33,28 @@ const KEPT_MS: i64 = 30 * 86_400_000;
 #[derive(Clone)]
 pub(crate) struct Recorder {
     records: Option<mpsc::Sender<Record>>,
+    /// Since that was last told.
     lost: Arc<AtomicU64>,
+    lost_total: Arc<AtomicU64>,
 }
 
 impl Recorder {
     /// One that forgets everything.
     pub(crate) fn none() -> Recorder {
-        Recorder { records: None, lost: Arc::default() }
+        Recorder { records: None, lost: Arc::default(), lost_total: Arc::default() }
     }
 
     /// Starts the task. It ends when all handles are gone, and has then written everything.
     pub(crate) fn start(store: Store) -> (Recorder, JoinHandle<()>) {
         let (records, waiting) = mpsc::channel(WAITING_MAX);
-        let recorder = Recorder { records: Some(records), lost: Arc::default() };
-        let lost = Arc::clone(&recorder.lost);
-        (recorder, tokio::spawn(run(store, waiting, lost)))
+        let recorder = Recorder { records: Some(records), ..Recorder::none() };
+        let (lost, total) = (Arc::clone(&recorder.lost), Arc::clone(&recorder.lost_total));
+        (recorder, tokio::spawn(run(store, waiting, lost, total)))
+    }
+
+    /// Records that were not written.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost_total.load(Ordering::Relaxed)
     }
 
     pub(crate) fn write(&self, record: Record) {
@@ -55,11 +62,12 @@ impl Recorder {
             && records.try_send(record).is_err()
         {
             self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lost_total.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-async fn run(store: Store, mut waiting: mpsc::Receiver<Record>, lost: Arc<AtomicU64>) {
+async fn run(store: Store, mut waiting: mpsc::Receiver<Record>, lost: Arc<AtomicU64>, lost_total: Arc<AtomicU64>) {
     let mut sweep = Instant::now();
     let mut records = Vec::new();
     while waiting.recv_many(&mut records, TOGETHER_MAX).await > 0 {
@@ -70,6 +78,7 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<Record>, lost: Arc<Atomic
                 Ok(()) => break,
                 Err(error) if begun.elapsed() > PATIENCE => {
                     let now_lost = together.len() as u64;
+                    lost_total.fetch_add(now_lost, Ordering::Relaxed);
                     warn!(error = &error as &dyn std::error::Error, records = now_lost, "usage was not written");
                     break;
                 }

@@ -26,7 +26,7 @@ pub(crate) async fn named(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(Name(id.clone()));
     let started = Instant::now();
     let mut response = next.run(request).await;
-    debug!(?id, %method, path, status = response.status().as_u16(), after = ?started.elapsed(), "answered");
+    debug!(request = id.to_str().unwrap_or_default(), %method, path, status = response.status().as_u16(), after = ?started.elapsed(), "answered");
     response.headers_mut().insert(NAME.clone(), id);
     response
 }

@@ -22,6 +22,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 use crate::{
     Aliases,
     catalogue::{self, Offer},
+    meters::Meters,
 };
 
 /// How long a connection may take to come about; roots are near.
@@ -47,6 +48,7 @@ const PROBE: Duration = Duration::from_secs(2);
 pub(crate) struct Roots {
     view: watch::Receiver<Arc<View>>,
     aliases: Aliases,
+    pub(crate) meters: Arc<Meters>,
     links: Mutex<BTreeMap<NodeName, Link>>,
     /// Counts queries, for round-robin over trees.
     turn: AtomicUsize,
@@ -102,11 +104,29 @@ impl AskError {
             ),
         }
     }
+
+    /// As a label.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            AskError::NoRoot => "no_root",
+            AskError::Address(_) => "address",
+            AskError::Silent { .. } => "silent",
+            AskError::Refused { .. } => "refused",
+            AskError::Unknown => "unknown",
+            AskError::Broken { .. } => "broken",
+        }
+    }
 }
 
 impl Roots {
-    pub(crate) fn new(view: watch::Receiver<Arc<View>>, aliases: Aliases, retry: Duration, failover: Duration) -> Self {
-        Roots { view, aliases, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
+    pub(crate) fn new(
+        view: watch::Receiver<Arc<View>>,
+        aliases: Aliases,
+        retry: Duration,
+        failover: Duration,
+        meters: Arc<Meters>,
+    ) -> Self {
+        Roots { view, aliases, meters, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
     }
 
     /// Tells of changes in the registry.

@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{delete, get, post},
 };
+use banyan_observe::Metrics;
 use banyan_proto::nearest;
 use banyan_store::Store;
 use tokio::sync::{Notify, Semaphore};
@@ -21,6 +22,7 @@ use crate::{
     hosts::Hosts,
     keyring::Keyring,
     legacy,
+    meters::{self, Meters},
     openai::{self, Error},
     openapi, pages,
     recorder::Recorder,
@@ -40,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) store: Option<Store>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
+    pub(crate) meters: Arc<Meters>,
     /// What this API is called.
     pub(crate) replica: String,
     pub(crate) returns: Returns,
@@ -66,7 +70,7 @@ impl Shared {
 }
 
 /// The paths that people mistype.
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 15] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -81,6 +85,7 @@ const PATHS: [&str; 14] = [
     "/arranca/",
     "/livez",
     "/readyz",
+    "/metrics",
 ];
 
 static NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
@@ -112,10 +117,12 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/arranca", post(legacy::arranca))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::openapi))
         .fallback(page_or_nothing)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(context.clone(), caller::known))
+        .layer(from_fn_with_state(context.clone(), meters::counted))
         .layer(from_fn_with_state(context.clone(), nothing_new))
         .layer(from_fn_with_state(context.clone(), hosts::only_known))
         .layer(CatchPanicLayer::custom(|_| {
@@ -130,7 +137,7 @@ pub(crate) fn router(context: Context) -> Router {
 /// Once the API stops it only says so; what was asked before goes on.
 async fn nothing_new(State(context): State<Context>, request: Request, next: Next) -> Response {
     match request.uri().path() {
-        "/livez" | "/readyz" => next.run(request).await,
+        "/livez" | "/readyz" | "/metrics" => next.run(request).await,
         _ if context.stopping.is_cancelled() => Error::closing().into_response(),
         _ => next.run(request).await,
     }
@@ -154,7 +161,11 @@ async fn page_or_nothing(request: Request) -> Response {
 
 async fn wrong_method(request: Request) -> Error {
     let path = request.uri().path();
-    let wanted = if path.starts_with("/v1/models") || path.ends_with("z") || path.ends_with(".json") { "GET" } else { "POST" };
+    let wanted = if path.starts_with("/v1/models") || path.ends_with("z") || path == "/metrics" || path.ends_with(".json") {
+        "GET"
+    } else {
+        "POST"
+    };
     not_asked_so(&request, wanted)
 }
 

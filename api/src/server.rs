@@ -34,6 +34,7 @@ use crate::{
     Config, batches, body,
     hosts::Hosts,
     keyring::Keyring,
+    meters::{self, Meters},
     recorder::Recorder,
     root::Roots,
     routes::{self, Shared},
@@ -111,13 +112,22 @@ impl Api {
             (recorder, recording) = (started, Some(task));
             tokio::spawn(caring.clone().run_until_cancelled_owned(Arc::clone(&keyring).follow(store.clone())));
         }
+        let meters = Arc::new(Meters::new(&config.metrics));
         let shared = Arc::new(Shared {
             hosts: Hosts::new(address, config.hosts),
             store: config.store,
             keyring,
             recorder,
             replica: config.replica.unwrap_or_else(|| address.to_string()),
-            roots: Arc::new(Roots::new(view, config.aliases, config.limits.root_retry, config.limits.failover)),
+            roots: Arc::new(Roots::new(
+                view,
+                config.aliases,
+                config.limits.root_retry,
+                config.limits.failover,
+                Arc::clone(&meters),
+            )),
+            metrics: config.metrics.clone(),
+            meters,
             returns: Default::default(),
             bodies: Arc::new(Semaphore::new(body::permits(config.limits.bodies_bytes))),
             stopping: stopping.clone(),
@@ -127,6 +137,7 @@ impl Api {
             legacy_count: Default::default(),
             limits: config.limits,
         });
+        meters::read_when_asked(&config.metrics, &shared);
         if let Some(store) = &shared.store {
             let working = batches::work(Arc::clone(&shared), routes::router(Arc::clone(&shared)), store.clone());
             tokio::spawn(caring.clone().run_until_cancelled_owned(working));

@@ -12,7 +12,14 @@ use banyan_proto::{QueryId, v1};
 use banyan_store::{Key, Record, Settlement, Wanted, unix_ms};
 use tokio::time::Instant;
 
-use crate::{answer::Event, caller::Caller, openai::Error, recorder::Recorder, routes::Shared};
+use crate::{
+    answer::Event,
+    caller::Caller,
+    meters::{Ended, Meters, Model},
+    openai::Error,
+    recorder::Recorder,
+    routes::Shared,
+};
 
 /// nginx's, for a client that went away before it was answered.
 const CLIENT_GONE: u16 = 499;
@@ -23,6 +30,9 @@ const TOKEN_BYTES: usize = 4;
 /// What one request takes.
 pub(crate) struct Tally {
     recorder: Recorder,
+    meters: Arc<Meters>,
+    model: Arc<Model>,
+    first_token: Option<Duration>,
     record: Record,
     key: Option<Arc<Key>>,
     reserved: u64,
@@ -55,8 +65,12 @@ impl Shared {
             let allowed = caller.key.as_ref().map_or(&[][..], |key| &key.models);
             return Err(Error::no_such_model(model, allowed.iter().map(String::as_str)));
         }
+        self.meters.begun();
         let mut tally = Tally {
             recorder: self.recorder.clone(),
+            meters: Arc::clone(&self.meters),
+            model: self.meters.model(model, || self.roots.offers().iter().any(|offer| offer.id == model)),
+            first_token: None,
             record: Record {
                 at_ms: unix_ms(),
                 request_id: caller.request_id.to_string(),
@@ -93,6 +107,7 @@ impl Shared {
             }
             Err(refused) => {
                 caller.stands(refused.standing);
+                self.meters.limited(refused.by_tokens);
                 let error = Error::limited(refused, key);
                 tally.failed(&error);
                 Err(error)
@@ -126,7 +141,8 @@ impl Tally {
             }
             Event::Tokens(_, position) => {
                 counted.completion_tokens = *position;
-                self.record.first_token_ms.get_or_insert_with(|| milliseconds(self.begun.elapsed()));
+                let first_token = *self.first_token.get_or_insert_with(|| self.begun.elapsed());
+                self.record.first_token_ms.get_or_insert_with(|| milliseconds(first_token));
             }
             Event::End(finish) => {
                 counted.completion_tokens = finish.completion_tokens;
@@ -167,15 +183,27 @@ impl Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        if self.silent {
-            return;
-        }
         let (prompt_tokens, completion_tokens) = self.used();
         let status = match self.failed.load(Ordering::Relaxed) {
             0 if self.choices.iter().all(|choice| choice.ended) => 200,
             0 => CLIENT_GONE,
             status => status,
         };
+        self.meters.ended(
+            &self.model,
+            &Ended {
+                silent: self.silent,
+                status,
+                prompt_tokens,
+                output_tokens: completion_tokens,
+                alone: self.choices.len() == 1,
+                first_token: self.first_token,
+                whole: self.begun.elapsed(),
+            },
+        );
+        if self.silent {
+            return;
+        }
         let settlement = self.key.take().map(|key| Settlement {
             key,
             reserved: self.reserved,

@@ -7,7 +7,9 @@ use banyan_api::{Api, Limits};
 use crate::{
     args::{self, AliasArgs, RegistryArgs},
     exit::{Code, Failure},
-    listen, output,
+    listen,
+    observe::ObserveArgs,
+    output,
     stop::Stop,
     store::StoreArgs,
 };
@@ -42,6 +44,8 @@ pub(crate) struct Args {
     registry: RegistryArgs,
     #[command(flatten)]
     serving: ServingArgs,
+    #[command(flatten)]
+    observe: ObserveArgs,
     /// What this API calls itself in answers; its address by default.
     #[arg(long, env = "BANYAN_REPLICA", value_name = "NAME")]
     replica: Option<String>,
@@ -69,6 +73,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let aliases = args.serving.aliases.read()?;
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
+    let observed = args.observe.start().await?;
     let registry = stop.unless(args.registry.connect_patiently()).await?;
     if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
         return Err(Failure::told(Code::Usage, "one request takes at most 6MiB, and all together no less than one")
@@ -84,9 +89,17 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         ..Limits::default()
     };
     let store = Some(stop.unless(args.serving.store.open()).await?);
-    let config = banyan_api::Config { hosts: args.hosts, store, open: args.serving.open, replica: args.replica, aliases, limits };
+    let config = banyan_api::Config {
+        hosts: args.hosts,
+        store,
+        open: args.serving.open,
+        replica: args.replica,
+        aliases,
+        limits,
+        metrics: observed.metrics.clone(),
+    };
     let api = Api::start(config, registry, listener).await?;
-    output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1", api.address()))?;
+    output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1{1}", api.address(), observed.told()))?;
     stop.asked().await;
     api.stop().await;
     Ok(())

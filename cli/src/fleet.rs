@@ -8,7 +8,7 @@ use banyan_node::{Config, Node};
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
-use crate::{exit::Failure, output};
+use crate::{exit::Failure, observe::Observed, output};
 
 /// A parent that lives answers at once; a person who waits longer wants to know for what.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -20,6 +20,8 @@ pub(crate) struct Fleet {
     root: Option<Node>,
     nodes: Vec<Node>,
     api: Option<Api>,
+    /// Of all of them.
+    pub(crate) observed: Observed,
 }
 
 /// An engine and what it has to say.
@@ -39,6 +41,7 @@ impl Fleet {
         listener: TcpListener,
     ) -> Result<&Node, Failure> {
         let root = config.parent.is_none();
+        let config = Config { metrics: self.observed.metrics.clone(), ..config };
         let node = Node::start(config, registry, engine, listener).await?;
         Ok(if root {
             self.root.insert(node)
@@ -54,6 +57,7 @@ impl Fleet {
         registry: Registry,
         listener: TcpListener,
     ) -> Result<&Api, Failure> {
+        let config = banyan_api::Config { metrics: self.observed.metrics.clone(), ..config };
         let api = Api::start(config, registry, listener).await?;
         Ok(self.api.insert(api))
     }

@@ -1,7 +1,7 @@
 //! `banyan`: the command line. Reads what was asked, runs it, and ends with the exit code that says how it went.
 //!
 //! Every command has a file of its own; what they share is how to read flags ([`args`]), how to end ([`exit`]), how to
-//! write ([`output`], [`terminal`]), how to stop ([`stop`]), how to listen ([`listen`]) and how to find a node ([`lookout`]). What a
+//! write ([`output`], [`terminal`]), how to stop ([`stop`]), how to listen ([`listen`]), how to show themselves ([`observe`]) and how to find a node ([`lookout`]). What a
 //! tree is and does, the other crates know.
 
 mod api;
@@ -16,6 +16,7 @@ mod key;
 mod listen;
 mod lookout;
 mod node;
+mod observe;
 mod output;
 mod registry;
 mod stop;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{exit::Failure, stop::Stop};
+use crate::{exit::Failure, observe::LogArgs, stop::Stop};
 
 /// Serves language models from a tree of inference nodes.
 ///
@@ -38,6 +39,8 @@ use crate::{exit::Failure, stop::Stop};
 #[derive(Parser)]
 #[command(name = "banyan", version, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -75,18 +78,18 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         let stop = Stop::on_signals()?;
-        run(cli.command, stop).await
+        run(cli.command, &cli.log, stop).await
     });
     // A model that is being loaded when the user interrupts is not waited for.
     runtime.shutdown_background();
     outcome.map_or_else(exit::report, |()| ExitCode::SUCCESS)
 }
 
-async fn run(command: Command, stop: Stop) -> Result<(), Failure> {
-    output::log(match &command {
+async fn run(command: Command, log: &LogArgs, stop: Stop) -> Result<(), Failure> {
+    log.start(match &command {
         Command::Node(node::Command::Run(_)) | Command::Api(_) | Command::Registry(_) => "info",
         _ => "warn",
-    });
+    })?;
     match command {
         // These serve until they are told to stop, and then end well.
         Command::Up(args) => up::run(args, stop).await,
@@ -120,6 +123,8 @@ mod tests {
             "up --nodes 3 --model gpt2 --listen 127.0.0.1:0 --registry-listen 127.0.0.1:0",
             "up --etcd http://127.0.0.1:2379 --engine fake",
             "node run root",
+            "node run root --metrics 127.0.0.1:9600 --log info,banyan_node=debug --log-format json",
+            "--log debug up --metrics 0.0.0.0:9600",
             "node run a --parent root --etcd http://10.0.0.1:2379,http://10.0.0.2:2379 --listen 0.0.0.0:7600",
             "node run a --parent root --advertise a.local:7600 --dtype q8 --device cuda:1 --busy-at auto --routing classic",
             "node run a --parent root --engine fake --parent-timeout 500ms --batch 8 --threads 2",
@@ -173,6 +178,8 @@ mod tests {
             "node run a --listen nowhere",
             "node log --follow",
             "node list -o xml",
+            "node list --log-format xml",
+            "up --metrics nowhere",
             "node move a",
             "why",
             "why chatcmpl-",

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 use crate::{exit::Failure, terminal};
 
@@ -77,23 +76,13 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", terminal::lines(text));
 }
 
-/// Sends log lines from `level` up to standard error; `BANYAN_LOG` says otherwise, in tracing's filter syntax.
-pub(crate) fn log(level: &str) {
-    let filter = EnvFilter::try_from_env("BANYAN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && colours_wanted())
-        .with_target(false)
-        .init();
-}
-
 /// Whether standard output is a terminal whose user wants colours (<https://no-color.org>).
 fn coloured() -> bool {
     io::stdout().is_terminal() && colours_wanted()
 }
 
-fn colours_wanted() -> bool {
+/// Whether the user wants them.
+pub(crate) fn colours_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

@@ -13,7 +13,9 @@ use crate::{
     exit::Failure,
     fleet::Fleet,
     inference::{self, InferenceArgs, Kind},
-    listen, output,
+    listen,
+    observe::ObserveArgs,
+    output,
     stop::Stop,
 };
 
@@ -41,6 +43,8 @@ pub(crate) struct Args {
     serving: ServingArgs,
     #[command(flatten)]
     lanes: LaneArgs,
+    #[command(flatten)]
+    observe: ObserveArgs,
     #[command(flatten)]
     inference: InferenceArgs,
 }
@@ -70,6 +74,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         Some(_) => None,
     };
     let api_listener = listen::bind("the API", "--listen", &args.listen).await?;
+    fleet.observed = args.observe.start().await?;
     let mut node_listeners = Vec::new();
     for _ in 0..=args.nodes + u16::from(args.inference.has_providers()) {
         node_listeners.push(listen::bind_node(None).await?);
@@ -138,8 +143,9 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
            API       http://{address}/v1\n  \
            registry  {etcd}\n  \
            join      banyan node run my-name --parent root{elsewhere}\n  \
-           look      banyan node tree{elsewhere}\n\
-         Ctrl-C stops everything."
+           look      banyan node tree{elsewhere}{}\n\
+         Ctrl-C stops everything.",
+        fleet.observed.told()
     ))
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use banyan_etcd::{Policy, StandIn};
+use banyan_observe::Metrics;
 use banyan_proto::{NodeName, PROVIDER_PREFIX};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub stands_in: Option<Policy>,
     /// Keeps every event and action, for replays.
     pub recording: Option<Recording>,
+    /// What is measured goes there.
+    pub metrics: Metrics,
 }
 
 impl Config {
@@ -53,6 +56,7 @@ impl Config {
             lanes: LaneLimits::default(),
             stands_in: None,
             recording: None,
+            metrics: Metrics::default(),
         }
     }
 

@@ -47,6 +47,7 @@ use crate::{
     config::{Config, LaneLimits},
     journal::{Fact, Journal},
     ledger,
+    meters::{self, Meters},
     recording::{Record, Recording},
     router::{self, Router, Service},
 };
@@ -67,6 +68,8 @@ pub(crate) struct Core {
     router: Router,
     recording: Option<Recording>,
     journal: Journal,
+    /// Where nobody scrapes there are none.
+    meters: Option<Meters>,
     engine: Option<Work>,
     /// While the node is its tree's root.
     desk: Option<Desk>,
@@ -133,6 +136,7 @@ impl Core {
             router: Router::new(settings),
             recording: config.recording.clone(),
             journal,
+            meters: None,
             engine: engine.map(|engine| Work::new(engine, now)),
             desk,
             eager,
@@ -236,6 +240,9 @@ impl Core {
         }
         let mut query = query;
         for action in &actions {
+            if let Some(meters) = &self.meters {
+                meters.decided(action);
+            }
             self.act(action, &mut query);
         }
         if let Some(work) = &self.engine {
@@ -266,7 +273,7 @@ impl Core {
             | Action::Judge { .. }
             | Action::Drop { .. } => {
                 let ended = match &mut self.engine {
-                    Some(work) => work.act(&self.name, action, query.take(), self.now),
+                    Some(work) => work.act(&self.name, action, query.take(), self.now, self.meters.as_ref()),
                     None => None,
                 };
                 if let Some(id) = ended {
@@ -284,6 +291,7 @@ impl Core {
         if let Some(recording) = &self.recording {
             recording.push(Record::Ledger { now, event: event.clone(), actions: actions.clone() });
         }
+        self.measure(&event, &actions);
         let mut at_hand = at_hand;
         for action in &actions {
             let Some(desk) = &mut self.desk else { return };
@@ -296,6 +304,43 @@ impl Core {
             }
         }
         self.journal.push(Fact::Ledger(event, actions));
+    }
+
+    /// Counts what the ledger decided.
+    fn measure(&mut self, event: &ledger::Event, actions: &[ledger::Action]) {
+        let (Some(meters), Some(desk)) = (&mut self.meters, &self.desk) else { return };
+        match event {
+            ledger::Event::ClientLeft { id } => {
+                if let Some(way) = desk.ledger.ended(id) {
+                    meters.ended(way, meters::CANCELLED, true);
+                }
+            }
+            ledger::Event::Generated { tokens, .. }
+                if actions.iter().any(|action| matches!(action, ledger::Action::Deliver { .. })) =>
+            {
+                meters.delivered(tokens.len() as u64);
+            }
+            _ => {}
+        }
+        for action in actions {
+            let (id, outcome) = match action {
+                ledger::Action::Send { why, .. } => {
+                    meters.sent(*why);
+                    continue;
+                }
+                // Where a node holds it, it is not sent.
+                ledger::Action::Resume { .. } => {
+                    meters.sent(ledger::Why::Adopted);
+                    continue;
+                }
+                ledger::Action::Finish { id } => (id, meters::FINISHED),
+                ledger::Action::Fail { id, failure } => (id, meters::outcome(failure)),
+                _ => continue,
+            };
+            if let Some(way) = desk.ledger.ended(id) {
+                meters.ended(way, outcome, desk.ledger.has_served(&way.model));
+            }
+        }
     }
 
     /// Microseconds since the node started.

@@ -12,6 +12,7 @@ mod inspect;
 mod journal;
 mod lanes;
 pub mod ledger;
+mod meters;
 mod node;
 mod rates;
 mod recording;

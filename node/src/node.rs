@@ -30,6 +30,7 @@ use crate::{
     core::{Core, Handle, engine_settings},
     deliver::Deliver,
     inspect::{Facts, Inspector},
+    meters,
     services::{InspectService, RootService, TreeService},
     standby::Throne,
     uplink::{Identity, Uplink},
@@ -218,6 +219,7 @@ impl Node {
             view: registry.watch(),
             health,
         });
+        meters::read_when_asked(&config.metrics, &inspector);
         let server = serve(&config, &registry, &inspector, health_service, listener, cancel.clone()).await?;
         let mut links = Vec::new();
         let deposed = CancellationToken::new();

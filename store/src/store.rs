@@ -3,7 +3,10 @@
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,6 +40,8 @@ struct Shared {
     target: Target,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
+    /// Questions that it could not answer.
+    troubles: AtomicU64,
 }
 
 impl fmt::Debug for Store {
@@ -52,7 +57,12 @@ impl Store {
     /// When it can't be reached or written, or was made by a later version.
     pub async fn open(target: Target) -> Result<Store, Error> {
         let connections = if matches!(target, Target::Postgres(_)) { CONNECTIONS } else { 1 };
-        let shared = Shared { target, permits: Arc::new(Semaphore::new(connections)), idle: Mutex::default() };
+        let shared = Shared {
+            target,
+            permits: Arc::new(Semaphore::new(connections)),
+            idle: Mutex::default(),
+            troubles: AtomicU64::new(0),
+        };
         let store = Store { shared: Arc::new(shared) };
         store.write(|connection| schema::migrate(connection).boxed()).await?;
         Ok(store)
@@ -99,7 +109,24 @@ impl Store {
         self.write(move |connection| async move { connection.execute(sql, &values).await.map(drop) }.boxed()).await
     }
 
+    /// How often it was in trouble since it was opened: away, full, busy or damaged.
+    pub fn troubles(&self) -> u64 {
+        self.shared.troubles.load(Ordering::Relaxed)
+    }
+
     async fn transaction<T, F>(&self, durable: bool, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,
+    {
+        let done = self.attempt(durable, work).await;
+        if done.as_ref().is_err_and(Error::is_trouble) {
+            self.shared.troubles.fetch_add(1, Ordering::Relaxed);
+        }
+        done
+    }
+
+    async fn attempt<T, F>(&self, durable: bool, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, Error>> + Send + 'static,

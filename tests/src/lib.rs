@@ -20,6 +20,7 @@ pub mod nemesis;
 pub mod nginx;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod query;
 pub mod random;

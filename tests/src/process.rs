@@ -163,6 +163,16 @@ impl Banyan {
         Http(address.parse().unwrap_or_else(|error| panic!("{page}: {error}")))
     }
 
+    /// Its metrics.
+    ///
+    /// # Panics
+    /// When it serves none.
+    pub async fn metrics(&self) -> Http {
+        let url = self.fact("metrics").await;
+        let address = url.trim_start_matches("http://").trim_end_matches("/metrics");
+        Http(address.parse().unwrap_or_else(|error| panic!("{url}: {error}")))
+    }
+
     /// The process's id.
     ///
     /// # Panics

@@ -1,5 +1,8 @@
 //! The built binary as real processes, with the embedded registry: nothing to install, no privilege.
 
+#[path = "processes/observe.rs"]
+mod observe;
+
 use std::{fs, path::Path};
 
 use banyan_tests::{

@@ -11,7 +11,9 @@ use crate::{
     exit::{Code, Failure},
     fleet::Fleet,
     inference::{self, InferenceArgs, Kind, Weights},
-    listen, output,
+    listen,
+    observe::ObserveArgs,
+    output,
     stop::Stop,
 };
 
@@ -47,6 +49,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     lanes: LaneArgs,
     #[command(flatten)]
+    observe: ObserveArgs,
+    #[command(flatten)]
     inference: InferenceArgs,
 }
 
@@ -76,6 +80,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
             .hint("a node has one engine: start another node for the providers"));
     }
     let listener = listen::bind_node(args.listen.as_deref()).await?;
+    fleet.observed = args.observe.start().await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
     let prepared = async {
@@ -117,7 +122,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         _ if args.standby => format!("standby of the tree {}", args.tree),
         _ => format!("root of the tree {}", args.tree),
     };
-    output::print(&format!("node {} is ready at {address}: {place}", args.name))
+    output::print(&format!("node {} is ready at {address}: {place}{}", args.name, fleet.observed.told()))
 }
 
 /// Nobody hangs below itself; the registry would say so too, but only after everything else was started.

@@ -11,6 +11,9 @@ impl Core {
     pub(crate) fn step(&mut self, step: engine::Step) {
         let Some(work) = &mut self.engine else { return };
         let slots = step.slots;
+        if let Some(meters) = self.meters.as_ref().filter(|_| !step.outputs.is_empty()) {
+            meters.stepped(work.running());
+        }
         let ended = work.step(step, self.now);
         if !ended.is_empty() {
             // The parent learns how it went, though there may be no more room than before.
@@ -27,6 +30,9 @@ impl Core {
     pub(super) fn root_connected(&mut self, to: mpsc::Sender<v1::Delivery>, relayed: bool) {
         let Some(work) = &mut self.engine else { return };
         work.connected(to, self.now);
+        if let Some(meters) = &self.meters {
+            meters.connected(relayed);
+        }
         if relayed || self.relayed {
             let through = self.uplink.as_ref().filter(|_| relayed).map(|uplink| format!("delivers through {}", uplink.parent));
             self.journal.push(Fact::Note(through.unwrap_or_else(|| "delivers straight to the root again".to_owned())));

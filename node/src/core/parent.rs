@@ -34,6 +34,9 @@ impl Uplink {
 impl Core {
     pub(super) fn attached(&mut self, attached: Attached) {
         self.journal.push(Fact::Note(format!("attached to {}", attached.parent)));
+        if let Some(meters) = &self.meters {
+            meters.attached();
+        }
         if let Some(old) = self.uplink.take() {
             self.end_relays_up();
             old.part();
@@ -118,6 +121,7 @@ impl Core {
                         &Action::Refuse { id: ticket.id, because: Because::Disconnected },
                         Some(query),
                         self.now,
+                        None,
                     );
                 }
             }

@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Core, Handle, Input, TICK};
-use crate::{config::Config, journal::Journal};
+use crate::{config::Config, journal::Journal, meters::Meters};
 
 /// Inputs that wait for the task: a burst of every peer at once. Beyond, senders wait, and so does their TCP.
 const INBOX: usize = 4096;
@@ -40,7 +40,8 @@ impl Core {
         let (inbox, inputs) = mpsc::channel(INBOX);
         // Bounded by the live queries of the root: each leaves once.
         let (leavers, left) = mpsc::unbounded_channel();
-        let core = Core::new(config, engine, epoch, Instant::now(), Journal::new());
+        let mut core = Core::new(config, engine, epoch, Instant::now(), Journal::new());
+        core.meters = Some(Meters::new(&config.metrics, &config.name));
         let (departed, streams) = (core.left.clone(), core.streams.clone());
         tokio::spawn(core.run(inputs, steps, left, killed));
         Handle { inbox, leavers, left: departed, streams }

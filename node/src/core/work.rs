@@ -11,6 +11,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{chunks::Chunks, parcel::Parcel};
 use crate::{
+    meters::Meters,
     router::{Action, Service},
     translate,
 };
@@ -59,6 +60,8 @@ struct Kept {
     waits: bool,
     /// The root took it away, so it is told nothing more of it.
     silent: bool,
+    /// Since when it waits for its slot.
+    queued_at: Option<Instant>,
 }
 
 impl Work {
@@ -108,6 +111,11 @@ impl Work {
         self.engine.expect(u32::try_from(waiting).unwrap_or(u32::MAX));
     }
 
+    /// Sequences that its engine has.
+    pub(super) fn running(&self) -> usize {
+        self.sequences.len()
+    }
+
     /// Queries of which anything is kept.
     pub(super) fn kept(&self) -> usize {
         self.kept.len()
@@ -118,18 +126,32 @@ impl Work {
     }
 
     /// Does what the router decided. Returns the query when it could not even start, so that its slot is free again.
-    pub(super) fn act(&mut self, us: &NodeName, action: &Action, query: Option<Parcel>, now: Instant) -> Option<QueryId> {
+    pub(super) fn act(
+        &mut self,
+        us: &NodeName,
+        action: &Action,
+        query: Option<Parcel>,
+        now: Instant,
+        meters: Option<&Meters>,
+    ) -> Option<QueryId> {
         match action {
             Action::Execute { id } => {
                 if let Some(query) = query {
                     self.keep(us, *id, query, v1::Reason::Room);
                 }
                 self.pass_time(now);
+                let queued = self.kept.get_mut(id).and_then(|kept| kept.queued_at.take());
+                if let (Some(meters), Some(since)) = (meters, queued) {
+                    meters.left_queue(now - since);
+                }
                 return self.execute(*id);
             }
             Action::Queue { id } => {
                 if let Some(query) = query {
                     self.keep(us, *id, query, v1::Reason::Queued);
+                    if let Some(kept) = self.kept.get_mut(id) {
+                        kept.queued_at = Some(now);
+                    }
                     self.say_holding(*id);
                 }
             }
@@ -339,6 +361,7 @@ impl Work {
             end: None,
             waits: self.to.is_none(),
             silent: false,
+            queued_at: None,
         };
         if self.kept.insert(id, kept).is_some_and(|before| before.end.is_some()) {
             self.untold -= 1;

@@ -77,6 +77,16 @@ impl Ledger {
         self.entries.get(id).map(Entry::way).or_else(|| self.ways.get(id).cloned())
     }
 
+    /// The way of a query that ended lately.
+    pub fn ended(&self, id: &QueryId) -> Option<&Way> {
+        if self.entries.contains_key(id) { None } else { self.ways.get(id) }
+    }
+
+    /// Whether a node has served a model in this reign.
+    pub fn has_served(&self, model: &str) -> bool {
+        self.known.contains(model)
+    }
+
     /// The queries, live and recently ended, whose id begins so.
     pub fn ids_with_prefix(&self, prefix: &str) -> Vec<QueryId> {
         let live = self.entries.keys().copied();

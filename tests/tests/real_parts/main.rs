@@ -3,6 +3,7 @@
 
 mod nginx;
 mod postgres;
+mod prometheus;
 
 use std::path::Path;
 
