@@ -4,6 +4,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use banyan_etcd::View;
+use banyan_observe::{Place, Side, Span};
 use banyan_proto::{NodeName, QueryId, v1};
 use futures::{Stream, stream};
 use prost::Message as _;
@@ -45,6 +46,8 @@ pub(crate) struct Query {
     pub(crate) generation: v1::Generation,
     /// Who may come back for it, and how.
     pub(crate) claim: Claim,
+    /// Where it is in a trace.
+    pub(crate) place: Option<Place>,
 }
 
 /// How somebody may come back for an answer.
@@ -110,7 +113,12 @@ pub(crate) fn ask(
     let late = Box::pin(sleep_until(query.deadline + LATE));
     let chain = Chain::new(roots.chain(&query.model, query.id), |model| roots.serves(model));
     let payload = if query.claim.attach { bytes::Bytes::new() } else { query.generation.encode_to_vec().into() };
+    let mut span = roots.tracer.below("ask", Side::Client, query.place.as_ref());
+    if let Some(span) = &mut span {
+        span.set("banyan.query", query.id.to_string());
+    }
     let answer = Answer {
+        span,
         changes: roots.changes(),
         roots,
         asked: query.claim.attach,
@@ -131,6 +139,9 @@ pub(crate) fn ask(
     stream::unfold(Some((answer, late)), |state| async move {
         let (mut answer, mut late) = state?;
         let event = answer.next(late.as_mut()).await;
+        if let (Err(_), Some(span)) = (&event, &mut answer.span) {
+            span.fail("");
+        }
         answer.ended = !matches!(event, Ok(Event::Placed(_) | Event::Tokens(..)) | Err(Failure::Late));
         let goes_on = matches!(event, Ok(Event::Placed(_) | Event::Tokens(..)));
         Some((event, goes_on.then_some((answer, late))))
@@ -138,6 +149,7 @@ pub(crate) fn ask(
 }
 
 struct Answer {
+    span: Option<Span>,
     roots: Arc<Roots>,
     /// Of the registry.
     changes: watch::Receiver<Arc<View>>,
@@ -254,7 +266,11 @@ impl Answer {
 
     fn question(&self) -> v1::Question {
         let remaining = self.query.deadline.saturating_duration_since(Instant::now());
+        let own = self.span.as_ref().map(Span::place);
+        let place = own.as_ref().or(self.query.place.as_ref());
         let header = v1::Header {
+            traceparent: place.map(Place::traceparent).unwrap_or_default(),
+            tracestate: place.map(Place::tracestate).unwrap_or_default(),
             id: self.query.id.to_wire(),
             owner: self.query.owner.clone(),
             model: self.chain.step().model.clone(),
@@ -296,7 +312,7 @@ impl Answer {
                 if self.position > 0 || self.query.claim.attach || late {
                     return Err(Failure::Failed(failed));
                 }
-                debug!(query = %self.query.id, model = self.chain.step().model, message = failed.message, "failed");
+                debug!(query = %self.query.id, model = self.chain.step().model, error = failed.message, "failed");
                 self.chain.fail(failed).map_err(Failure::Failed)?;
                 (self.stream, self.tree, self.asked) = (None, None, false);
                 return Ok(None);
@@ -357,6 +373,9 @@ impl Answer {
             return Err(if self.position > 0 { Failure::Lost } else { Failure::Unasked(error) });
         }
         self.roots.meters.retried(error.kind());
+        if let Some(span) = &mut self.span {
+            span.note("root asked again");
+        }
         debug!(query = %self.query.id, error = &error as &dyn std::error::Error, "root asked again");
         tokio::select! {
             () = sleep(self.pause) => self.pause = (self.pause * 2).min(PAUSE_MAX),

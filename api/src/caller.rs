@@ -1,6 +1,6 @@
 //! Who asks: read from a request before anything else of it is, and handed on to whoever answers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::{
     extract::{Request, State},
@@ -8,6 +8,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
+use banyan_observe::Place;
 use banyan_store::{Key, Room, Standing};
 use tokio::sync::Notify;
 
@@ -18,6 +19,11 @@ pub(crate) const EVERYBODY: &str = "everybody";
 
 /// In front of a key among a WebSocket's subprotocols: browsers let pages set no other header.
 const KEY_PROTOCOL: &str = "banyan-key.";
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// In W3C's draft of a second level: how whoever sent no place finds the trace.
+static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
 static LIMITS: [[HeaderName; 3]; 2] = [
     [
@@ -47,6 +53,10 @@ pub(crate) struct Caller {
     pub(crate) running: Option<Arc<Notify>>,
     /// What its response says of its limits.
     standing: Arc<Mutex<Standing>>,
+    /// Where its request is in a trace, as its client said.
+    pub(crate) place: Option<Place>,
+    /// Where it is here, for its response.
+    traced: Arc<OnceLock<Place>>,
 }
 
 impl Default for Caller {
@@ -58,7 +68,16 @@ impl Default for Caller {
 impl Caller {
     pub(crate) fn of(key: Option<Arc<Key>>, request_id: Arc<str>) -> Self {
         let owner = key.as_ref().map_or(EVERYBODY, |key| &key.id).into();
-        Caller { owner, key, request_id, priority_max: i32::MAX, running: None, standing: Arc::default() }
+        Caller {
+            owner,
+            key,
+            request_id,
+            priority_max: i32::MAX,
+            running: None,
+            standing: Arc::default(),
+            place: None,
+            traced: Arc::default(),
+        }
     }
 
     /// One whose queries wait behind others', and who is told when they run.
@@ -79,6 +98,12 @@ impl Caller {
     /// Notes how it stands, for its response.
     pub(crate) fn stands(&self, standing: Standing) {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    /// Notes the place of what is done for it, for its response.
+    pub(crate) fn is_traced(&self, place: Place) {
+        // Of several the first one is the one that its client waits for.
+        let _ = self.traced.set(place);
     }
 
     /// A query of its runs now.
@@ -114,7 +139,8 @@ pub(crate) async fn known(State(context): State<Context>, mut request: Request, 
     match context.keyring.check(shown.or(kept)) {
         Ok(key) => {
             let id = request.extensions().get::<request_id::Name>().and_then(|name| name.0.to_str().ok());
-            let caller = Caller::of(key, id.unwrap_or_default().into());
+            let place = place(request.headers());
+            let caller = Caller { place, ..Caller::of(key, id.unwrap_or_default().into()) };
             request.extensions_mut().insert(caller.clone());
             with_limits(next.run(request).await, &caller)
         }
@@ -125,6 +151,12 @@ pub(crate) async fn known(State(context): State<Context>, mut request: Request, 
 /// Whether a request is more than a reading: browsers send cookies with a WebSocket that any page opens.
 fn changes(request: &Request) -> bool {
     !matches!(*request.method(), Method::GET | Method::HEAD) || request.headers().contains_key(header::UPGRADE)
+}
+
+/// Where a client says that its request is in a trace (W3C, Trace Context).
+fn place(headers: &HeaderMap) -> Option<Place> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    Place::read(text(&TRACEPARENT)?, text(&TRACESTATE).unwrap_or_default())
 }
 
 fn secret(headers: &HeaderMap) -> Option<&str> {
@@ -144,6 +176,9 @@ fn with_limits(mut response: Response, caller: &Caller) -> Response {
         for (name, value) in names.iter().zip([limit.into(), remaining.into(), reset]) {
             response.headers_mut().insert(name.clone(), value);
         }
+    }
+    if let Some(place) = caller.traced.get().and_then(|place| HeaderValue::try_from(place.traceparent()).ok()) {
+        response.headers_mut().insert(TRACERESPONSE.clone(), place);
     }
     response
 }

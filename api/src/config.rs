@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use banyan_observe::Metrics;
+use banyan_observe::{Metrics, Tracer};
 use banyan_store::Store;
 
 use crate::Aliases;
@@ -25,6 +25,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is measured goes there.
     pub metrics: Metrics,
+    /// Spans are made with it.
+    pub tracer: Tracer,
 }
 
 /// Bounds of one API. The defaults suit every installation that we know; tests shorten them.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use banyan_etcd::View;
+use banyan_observe::Tracer;
 use banyan_proto::{
     MESSAGE_BYTES_MAX, NodeName, QueryId, dial,
     v1::{self, inspect_client::InspectClient, root_client::RootClient},
@@ -49,6 +50,7 @@ pub(crate) struct Roots {
     view: watch::Receiver<Arc<View>>,
     aliases: Aliases,
     pub(crate) meters: Arc<Meters>,
+    pub(crate) tracer: Tracer,
     links: Mutex<BTreeMap<NodeName, Link>>,
     /// Counts queries, for round-robin over trees.
     turn: AtomicUsize,
@@ -125,8 +127,9 @@ impl Roots {
         retry: Duration,
         failover: Duration,
         meters: Arc<Meters>,
+        tracer: Tracer,
     ) -> Self {
-        Roots { view, aliases, meters, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
+        Roots { view, aliases, meters, tracer, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
     }
 
     /// Tells of changes in the registry.

@@ -125,6 +125,7 @@ impl Api {
                 config.limits.root_retry,
                 config.limits.failover,
                 Arc::clone(&meters),
+                config.tracer,
             )),
             metrics: config.metrics.clone(),
             meters,

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use banyan_observe::{Place, Side, Span};
 use banyan_proto::{QueryId, v1};
 use banyan_store::{Key, Record, Settlement, Wanted, unix_ms};
 use tokio::time::Instant;
@@ -32,6 +33,9 @@ pub(crate) struct Tally {
     recorder: Recorder,
     meters: Arc<Meters>,
     model: Arc<Model>,
+    /// Its part of a trace, and where that is: in the client's, where it is none of its own.
+    span: Option<Span>,
+    place: Option<Place>,
     first_token: Option<Duration>,
     record: Record,
     key: Option<Arc<Key>>,
@@ -65,11 +69,20 @@ impl Shared {
             let allowed = caller.key.as_ref().map_or(&[][..], |key| &key.models);
             return Err(Error::no_such_model(model, allowed.iter().map(String::as_str)));
         }
+        let mut span = self.roots.tracer.begin("request", Side::Server, caller.place.as_ref());
+        if let Some(span) = &mut span {
+            span.set("banyan.request", caller.request_id.to_string());
+            span.set("gen_ai.request.model", model.to_owned());
+            caller.is_traced(span.place());
+        }
+        let place = span.as_ref().map(Span::place).or_else(|| caller.place.clone());
         self.meters.begun();
         let mut tally = Tally {
             recorder: self.recorder.clone(),
             meters: Arc::clone(&self.meters),
             model: self.meters.model(model, || self.roots.offers().iter().any(|offer| offer.id == model)),
+            span,
+            place,
             first_token: None,
             record: Record {
                 at_ms: unix_ms(),
@@ -125,6 +138,11 @@ impl Tally {
         self.prompt_tokens = u32::try_from(prompt_bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u32::MAX);
     }
 
+    /// Where what is done for it is in a trace.
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.place.clone()
+    }
+
     /// Counts nothing: somebody has come back for what is counted already.
     pub(crate) fn again(&mut self) {
         self.silent = true;
@@ -141,6 +159,9 @@ impl Tally {
             }
             Event::Tokens(_, position) => {
                 counted.completion_tokens = *position;
+                if let (Some(span), None) = (&mut self.span, self.first_token) {
+                    span.note("first token");
+                }
                 let first_token = *self.first_token.get_or_insert_with(|| self.begun.elapsed());
                 self.record.first_token_ms.get_or_insert_with(|| milliseconds(first_token));
             }
@@ -189,6 +210,14 @@ impl Drop for Tally {
             0 => CLIENT_GONE,
             status => status,
         };
+        if let Some(span) = &mut self.span {
+            span.set("http.response.status_code", i64::from(status));
+            span.set("gen_ai.usage.input_tokens", i64::from(prompt_tokens));
+            span.set("gen_ai.usage.output_tokens", i64::from(completion_tokens));
+            if status >= 500 {
+                span.fail("");
+            }
+        }
         self.meters.ended(
             &self.model,
             &Ended {

@@ -73,7 +73,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let aliases = args.serving.aliases.read()?;
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
-    let observed = args.observe.start().await?;
+    let observed = args.observe.start("banyan-api", args.replica.as_deref().unwrap_or(&args.listen)).await?;
     let registry = stop.unless(args.registry.connect_patiently()).await?;
     if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
         return Err(Failure::told(Code::Usage, "one request takes at most 6MiB, and all together no less than one")
@@ -97,10 +97,12 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         aliases,
         limits,
         metrics: observed.metrics.clone(),
+        tracer: observed.tracer.clone(),
     };
     let api = Api::start(config, registry, listener).await?;
     output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1{1}", api.address(), observed.told()))?;
     stop.asked().await;
     api.stop().await;
+    observed.finish().await;
     Ok(())
 }

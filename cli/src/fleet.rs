@@ -41,7 +41,7 @@ impl Fleet {
         listener: TcpListener,
     ) -> Result<&Node, Failure> {
         let root = config.parent.is_none();
-        let config = Config { metrics: self.observed.metrics.clone(), ..config };
+        let config = Config { metrics: self.observed.metrics.clone(), tracer: self.observed.tracer.clone(), ..config };
         let node = Node::start(config, registry, engine, listener).await?;
         Ok(if root {
             self.root.insert(node)
@@ -57,7 +57,8 @@ impl Fleet {
         registry: Registry,
         listener: TcpListener,
     ) -> Result<&Api, Failure> {
-        let config = banyan_api::Config { metrics: self.observed.metrics.clone(), ..config };
+        let config =
+            banyan_api::Config { metrics: self.observed.metrics.clone(), tracer: self.observed.tracer.clone(), ..config };
         let api = Api::start(config, registry, listener).await?;
         Ok(self.api.insert(api))
     }
@@ -100,5 +101,6 @@ impl Fleet {
         if let Some(registry) = self.registry {
             registry.stop().await;
         }
+        self.observed.finish().await;
     }
 }

@@ -2,7 +2,8 @@
 
 use std::io::{self, IsTerminal as _};
 
-use banyan_observe::{Metrics, Server};
+use banyan_observe::{Metrics, Server, Tracer};
+use banyan_proto::VERSION;
 use tracing_subscriber::{EnvFilter, fmt::SubscriberBuilder};
 
 use crate::{
@@ -54,18 +55,27 @@ pub(crate) struct ObserveArgs {
     /// process.
     #[arg(long, env = "BANYAN_METRICS", value_name = "HOST:PORT", value_parser = args::address)]
     metrics: Option<String>,
+    /// Sends traces to the OpenTelemetry receiver there, over gRPC: `http://127.0.0.1:4317`. What OpenTelemetry's other environment
+    /// variables say holds, such as OTEL_TRACES_SAMPLER.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp: Option<String>,
 }
 
 /// The metrics of this process, and where they are served.
 #[derive(Default)]
 pub(crate) struct Observed {
     pub(crate) metrics: Metrics,
+    pub(crate) tracer: Tracer,
     server: Option<Server>,
 }
 
 impl ObserveArgs {
-    /// Takes the address, and serves there.
-    pub(crate) async fn start(&self) -> Result<Observed, Failure> {
+    /// Takes the address, and serves there. `service` is what traces call the process, `instance` which one of them it is.
+    pub(crate) async fn start(&self, service: &str, instance: &str) -> Result<Observed, Failure> {
+        let tracer = match self.otlp.as_deref().filter(|url| !url.is_empty()) {
+            Some(url) => self.trace(url, service, instance)?,
+            None => Tracer::default(),
+        };
         let metrics = Metrics::default();
         let server = match &self.metrics {
             None => None,
@@ -74,11 +84,30 @@ impl ObserveArgs {
                 Some(Server::start(metrics.clone(), listener).map_err(anyhow::Error::new)?)
             }
         };
-        Ok(Observed { metrics, server })
+        Ok(Observed { metrics, tracer, server })
+    }
+
+    fn trace(&self, url: &str, service: &str, instance: &str) -> Result<Tracer, Failure> {
+        let protocol = std::env::var("OTEL_EXPORTER_OTLP_PROTOCOL").unwrap_or_default();
+        if !["", "grpc"].contains(&protocol.as_str()) {
+            return Err(Failure::told(Code::Usage, format!("traces are not sent by OTEL_EXPORTER_OTLP_PROTOCOL={protocol}"))
+                .hint("they are sent over gRPC: name the receiver's port for that, usually 4317, and set `grpc`"));
+        }
+        Tracer::to(url, service, instance, VERSION).map_err(|error| {
+            Failure::new(Code::Usage, anyhow::Error::new(error).context(format!("traces can't be sent to {url}")))
+                .hint("`--otlp http://127.0.0.1:4317` names a receiver on this machine")
+        })
     }
 }
 
 impl Observed {
+    /// Sends what was not sent yet.
+    pub(crate) async fn finish(self) {
+        let tracer = self.tracer;
+        // It waits, on a thread of its own.
+        let _ = tokio::task::spawn_blocking(move || tracer.end()).await;
+    }
+
     /// For whoever starts the process: where to look, as a line below the others.
     pub(crate) fn told(&self) -> String {
         self.server.as_ref().map(|server| format!("\n  metrics   http://{}/metrics", server.address())).unwrap_or_default()

@@ -74,7 +74,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         Some(_) => None,
     };
     let api_listener = listen::bind("the API", "--listen", &args.listen).await?;
-    fleet.observed = args.observe.start().await?;
+    fleet.observed = args.observe.start("banyan", &args.listen).await?;
     let mut node_listeners = Vec::new();
     for _ in 0..=args.nodes + u16::from(args.inference.has_providers()) {
         node_listeners.push(listen::bind_node(None).await?);

@@ -31,6 +31,8 @@ pub struct Request {
     pub resume: Vec<u32>,
     /// What to tell of the prompt, beside its continuation. With `resume` it was told already.
     pub tell: Tell,
+    /// Its place in a trace (W3C, Trace Context), for an engine that asks others over HTTP; empty: in none.
+    pub traceparent: String,
 }
 
 impl Request {
@@ -47,6 +49,7 @@ impl Request {
             ignore_eos: true,
             resume: Vec::new(),
             tell: Tell::Nothing,
+            traceparent: String::new(),
         }
     }
 }

@@ -90,7 +90,7 @@ impl Keeper {
             }
             Err(error) => {
                 let name = self.entry.borrow().member.name.clone();
-                debug!(%name, %error, "could not keep the registration");
+                debug!(node = %name, %error, "could not keep the registration");
                 self.backoff.next()
             }
         };
@@ -136,7 +136,7 @@ impl Keeper {
             Ok(enrolled) => enrolled,
             Err(RegisterError::TreeTaken { tree, holder }) => {
                 // Its reign is over: from now on it waits for its turn.
-                warn!(name = %member.name, %tree, root = %holder.name, "another root has taken its place");
+                warn!(node = %member.name, %tree, root = %holder.name, "another root has taken its place");
                 self.entry.send_modify(|entry| {
                     (entry.member.role, entry.epoch, entry.former) = (Role::Standby, None, Vec::new());
                 });
@@ -145,7 +145,7 @@ impl Keeper {
             Err(error) => {
                 let refused = !matches!(error, RegisterError::Unavailable { .. });
                 if refused && !self.refused {
-                    warn!(name = %member.name, %error, "can't register again; trying on");
+                    warn!(node = %member.name, %error, "can't register again; trying on");
                 }
                 self.refused = refused;
                 return Err(error);
@@ -153,7 +153,7 @@ impl Keeper {
         };
         self.refused = false;
         self.renewed = Instant::now();
-        info!(name = %member.name, incarnation = enrolled.member.incarnation, "registered again");
+        info!(node = %member.name, incarnation = enrolled.member.incarnation, "registered again");
         self.entry.send_replace(enrolled);
         self.tell(true);
         Ok(ttl)
@@ -169,7 +169,7 @@ impl Keeper {
         };
         member.parent = Some(parent);
         let enrolled = enrol::enrol(&self.registry, &member, &[], lease.id(), Occasion::Move).await?;
-        info!(name = %member.name, parent = ?enrolled.member.parent, "moved");
+        info!(node = %member.name, parent = ?enrolled.member.parent, "moved");
         self.entry.send_replace(enrolled);
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Keeper {
         self.lease = Some(lease);
         let enrolled = enrol::enrol(&self.registry, &member, former, id, Occasion::Reign).await?;
         let epoch = enrolled.epoch.unwrap_or_default();
-        info!(name = %member.name, epoch, "took the place of the tree's root");
+        info!(node = %member.name, epoch, "took the place of the tree's root");
         self.entry.send_replace(enrolled);
         self.tell(true);
         Ok(epoch)

@@ -112,7 +112,7 @@ impl View {
                     self.members.insert(name, member);
                 }
                 Err(error) => {
-                    warn!(%name, %error, "left out a member that can't be read");
+                    warn!(node = %name, %error, "left out a member that can't be read");
                     self.members.remove(&name);
                 }
             },

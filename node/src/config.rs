@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use banyan_etcd::{Policy, StandIn};
-use banyan_observe::Metrics;
+use banyan_observe::{Metrics, Tracer};
 use banyan_proto::{NodeName, PROVIDER_PREFIX};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub struct Config {
     pub recording: Option<Recording>,
     /// What is measured goes there.
     pub metrics: Metrics,
+    /// Spans are made with it.
+    pub tracer: Tracer,
 }
 
 impl Config {
@@ -57,6 +59,7 @@ impl Config {
             stands_in: None,
             recording: None,
             metrics: Metrics::default(),
+            tracer: Tracer::default(),
         }
     }
 

@@ -16,6 +16,7 @@ mod relay;
 mod status;
 mod streams;
 mod task;
+mod traced;
 mod work;
 
 use std::{
@@ -28,6 +29,7 @@ use std::{
 };
 
 use banyan_engine as engine;
+use banyan_observe::Tracer;
 use banyan_proto::{NodeName, QueryId, v1};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -70,6 +72,7 @@ pub(crate) struct Core {
     journal: Journal,
     /// Where nobody scrapes there are none.
     meters: Option<Meters>,
+    tracer: Tracer,
     engine: Option<Work>,
     /// While the node is its tree's root.
     desk: Option<Desk>,
@@ -122,7 +125,9 @@ impl Core {
             engine: engine.as_ref().map(|engine| engine_settings(config, engine.info())),
         };
         let eager = config.routing == crate::Routing::Classic;
-        let desk = epoch.map(|epoch| Desk::new(ledger::Settings { epoch, eager, lanes: config.lanes }));
+        let desk = epoch.map(|epoch| {
+            Desk::new(ledger::Settings { epoch, eager, lanes: config.lanes }, config.name.clone(), config.tracer.clone())
+        });
         if let Some(recording) = &config.recording {
             recording.push(Record::RouterStarted { settings: settings.clone() });
             if let Some(desk) = &desk {
@@ -137,7 +142,8 @@ impl Core {
             recording: config.recording.clone(),
             journal,
             meters: None,
-            engine: engine.map(|engine| Work::new(engine, now)),
+            tracer: config.tracer.clone(),
+            engine: engine.map(|engine| Work::new(engine, now, config.tracer.clone())),
             desk,
             eager,
             lanes: config.lanes,
@@ -296,7 +302,7 @@ impl Core {
         for action in &actions {
             let Some(desk) = &mut self.desk else { return };
             if let ledger::Action::Send { ticket, why } = action {
-                let query = desk.query(&self.name, ticket, *why, now);
+                let query = desk.query(ticket, *why, now);
                 let avoid = desk.avoid(&ticket.id, *why);
                 self.route_with(router::Event::Arrived(router::Ticket { avoid, ..ticket.clone() }), query);
             } else {

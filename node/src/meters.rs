@@ -197,15 +197,7 @@ impl Meters {
 
     /// The ledger sent an attempt, or adopted one.
     pub(crate) fn sent(&mut self, why: Why) {
-        let reason = match why {
-            Why::New => 0,
-            Why::Recalled => 1,
-            Why::Returned => 2,
-            Why::Lost => 3,
-            Why::Refused => 4,
-            Why::Adopted => 5,
-        };
-        self.root().attempts[reason].inc();
+        self.root().attempts[place(why)].inc();
     }
 
     /// Tokens were passed on.
@@ -286,6 +278,22 @@ impl Counting<'_> {
         if way.tokens > 1 {
             self.meters.per_token.observe(seconds(ended.saturating_sub(first)) / f64::from(way.tokens - 1));
         }
+    }
+}
+
+/// Why an attempt was sent, as labels and spans have it.
+pub(crate) fn reason(why: Why) -> &'static str {
+    REASONS[place(why)]
+}
+
+fn place(why: Why) -> usize {
+    match why {
+        Why::New => 0,
+        Why::Recalled => 1,
+        Why::Returned => 2,
+        Why::Lost => 3,
+        Why::Refused => 4,
+        Why::Adopted => 5,
     }
 }
 

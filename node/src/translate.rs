@@ -156,6 +156,7 @@ pub(crate) fn request(id: engine::SequenceId, query: &v1::Query) -> Result<engin
         ignore_eos: generation.ignore_eos,
         resume: query.delivered.clone(),
         tell,
+        traceparent: query.header.as_ref().map(|header| header.traceparent.clone()).unwrap_or_default(),
     })
 }
 

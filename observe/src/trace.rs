@@ -12,7 +12,8 @@ use opentelemetry::{
         TracerProvider as _,
     },
 };
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
+pub use opentelemetry_otlp::ExporterBuildError as TraceError;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{
     Resource,
     trace::{SdkTracer, SdkTracerProvider, Span as SdkSpan},
@@ -28,7 +29,7 @@ const TRACESTATE_BYTES_MAX: usize = 512;
 pub struct Place(SpanContext);
 
 impl Place {
-    /// Reads what W3C's headers say. Nothing when that is no place, or nobody wants to see the trace.
+    /// Reads what W3C's headers say, also whether anybody wants to see the trace. Nothing when that is no place.
     pub fn read(traceparent: &str, tracestate: &str) -> Option<Place> {
         let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let mut parts = traceparent.split('-');
@@ -47,7 +48,7 @@ impl Place {
         };
         let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
         let place = SpanContext::new(trace, span, TraceFlags::new(flags), true, state);
-        (place.is_valid() && place.is_sampled()).then_some(Place(place))
+        place.is_valid().then_some(Place(place))
     }
 
     /// As the header of that name has it.
@@ -87,7 +88,7 @@ impl Tracer {
     ///
     /// # Errors
     /// When the URL is none.
-    pub fn to(url: &str, service: &str, instance: &str, version: &str) -> Result<Tracer, ExporterBuildError> {
+    pub fn to(url: &str, service: &str, instance: &str, version: &str) -> Result<Tracer, TraceError> {
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(url).build()?;
         let mut resource = Resource::builder().with_attributes([
             KeyValue::new("service.instance.id", instance.to_owned()),
@@ -100,7 +101,8 @@ impl Tracer {
         Ok(Tracer(Some(Arc::new(Exporting { tracer: provider.tracer("banyan"), provider }))))
     }
 
-    /// Begins a span below a place, or a trace where there is none. Nothing when nobody wants to see it.
+    /// Begins a span below a place, or a trace where there is none. Nothing when nobody wants to see it: the sampler says so, and it goes by
+    /// what the place says unless told otherwise.
     pub fn begin(&self, name: impl Into<Cow<'static, str>>, side: Side, below: Option<&Place>) -> Option<Span> {
         let tracer = &self.0.as_ref()?.tracer;
         let context = below.map_or_else(Context::new, |place| Context::new().with_remote_span_context(place.0.clone()));
@@ -174,17 +176,19 @@ mod tests {
         let later = Place::read(&format!("{}03", &PARENT[..53]), "").unwrap();
         assert_eq!(later.traceparent(), PARENT);
         assert!(Place::read("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", "").is_some());
+        // What nobody wants to see is passed on as that.
+        let unseen = format!("{}00", &PARENT[..53]);
+        assert_eq!(Place::read(&unseen, "").unwrap().traceparent(), unseen);
         // What is wrong beside it is left out.
         assert_eq!(Place::read(PARENT, "no state").unwrap().tracestate(), "");
         assert_eq!(Place::read(PARENT, &format!("a={}", "x".repeat(600))).unwrap().tracestate(), "");
     }
 
     #[test]
-    fn what_is_no_place_or_not_to_be_seen_is_none() {
+    fn what_is_no_place_is_none() {
         for text in [
             "",
             "00",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",

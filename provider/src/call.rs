@@ -149,7 +149,8 @@ impl Trial<'_> {
     async fn run(&mut self, ask: &Ask) -> Result<(), Trouble> {
         let upstream = self.shared.upstream(self.upstream);
         let key = self.spending.key();
-        let call = self.shared.call(self.upstream, key, ask).map_err(|error| trouble(&error.to_string()))?;
+        let call =
+            self.shared.call(self.upstream, key, &self.request.traceparent, ask).map_err(|error| trouble(&error.to_string()))?;
         // Its node says that it runs; from here on it is not waiting in any queue of ours.
         let _ = self.to.send(Output::Started { id: self.request.id }).await;
         self.spending.sent = true;

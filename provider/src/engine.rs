@@ -243,9 +243,18 @@ impl Shared {
         offers.map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn call(&self, upstream: usize, key: usize, ask: &Ask) -> http::Result<hyper::Request<Full<Bytes>>> {
+    pub(crate) fn call(
+        &self,
+        upstream: usize,
+        key: usize,
+        traceparent: &str,
+        ask: &Ask,
+    ) -> http::Result<hyper::Request<Full<Bytes>>> {
         let upstream = &self.upstreams[upstream];
-        let headers = dialect::headers(upstream.dialect, &self.secrets[key]);
+        let mut headers = dialect::headers(upstream.dialect, &self.secrets[key]);
+        if !traceparent.is_empty() {
+            headers.push(("traceparent", traceparent.to_owned()));
+        }
         call::request(&upstream.url.to_string(), headers, ask)
     }
 

@@ -18,6 +18,7 @@ pub mod history;
 pub mod http;
 pub mod nemesis;
 pub mod nginx;
+pub mod otlp;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;

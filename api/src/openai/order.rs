@@ -102,6 +102,7 @@ pub(super) fn queries(
         returning: arrival.returning,
         tokens_max: tokens_max(prompt, &parameters.generation, tokens),
         generation: parameters.generation(prompt.clone(), choice),
+        place: None,
     };
     let mut queries = Vec::with_capacity(prompts.len() * parameters.n);
     for prompt in prompts {

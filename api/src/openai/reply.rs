@@ -132,6 +132,7 @@ impl Reply {
         let choices: Vec<Choice> = queries.iter().map(unanswered).collect();
         let mut events = SelectAll::new();
         for (index, query) in queries.into_iter().enumerate() {
+            let query = Query { place: tally.place(), ..query };
             debug!(query = %query.id, model = query.model, dialect = ?order.dialect, stream = order.parameters.stream, "asked");
             events
                 .push(answer::ask(context.roots.clone(), query, context.ending.clone()).map(move |event| (index, event)).boxed());

@@ -80,7 +80,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
             .hint("a node has one engine: start another node for the providers"));
     }
     let listener = listen::bind_node(args.listen.as_deref()).await?;
-    fleet.observed = args.observe.start().await?;
+    fleet.observed = args.observe.start("banyan-node", args.name.as_str()).await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
     let prepared = async {

@@ -98,6 +98,7 @@ mod tests {
             ignore_eos: false,
             resume: Vec::new(),
             tell: Tell::Nothing,
+            traceparent: String::new(),
         };
         change(&mut request);
         request

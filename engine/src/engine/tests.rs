@@ -24,6 +24,7 @@ fn request(id: u64, prompt: &str) -> Request {
         ignore_eos: false,
         resume: Vec::new(),
         tell: Tell::Nothing,
+        traceparent: String::new(),
     }
 }
 

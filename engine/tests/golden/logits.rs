@@ -74,6 +74,7 @@ fn generate(model: &Arc<Model>, prompt: &[u32], count: usize) -> Vec<u32> {
         ignore_eos: true,
         resume: Vec::new(),
         tell: Tell::Nothing,
+        traceparent: String::new(),
     });
     let mut generated = Vec::new();
     while let Some(step) = steps.blocking_recv() {

@@ -3,7 +3,7 @@
 use banyan_proto::{NodeName, QueryId, v1};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Core, input, input::ChildLink, parcel::Parcel, parent::ancestry_down};
+use super::{Core, input, input::ChildLink, parcel::Parcel, parent::ancestry_down, traced};
 use crate::{
     ledger,
     router::{self, Service},
@@ -73,6 +73,11 @@ impl Core {
         let Some(link) = self.children.get(child) else { return };
         if let Some(desk) = &mut self.desk {
             desk.sent_to(&id, child);
+        }
+        if self.desk.is_none()
+            && let Some(place) = traced::forward(&self.tracer, &self.name, child, choice, query.header())
+        {
+            query.pass(&place);
         }
         // The root has written its own hop where there was more to say than whom it chose.
         if query.trail().last().is_none_or(|hop| hop.node != self.name.as_str()) {

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use banyan_observe::Tracer;
 use banyan_proto::{NodeName, QueryId, v1};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use super::{
     early::Early,
     input::{Ask, Attach, HolderLink, ToHolder, WhyFound},
     parcel::Parcel,
+    traced::{self, AtRoot},
 };
 use crate::{
     ledger::{self, Action, Event, Fault, Holder, Ledger, Why},
@@ -33,6 +35,9 @@ const WAITED_US: u64 = 1000;
 
 pub(super) struct Desk {
     pub(super) ledger: Ledger,
+    /// The root.
+    name: NodeName,
+    tracer: Tracer,
     clients: HashMap<QueryId, Client>,
     remembered: Remembered,
     pub(super) early: Early,
@@ -61,12 +66,16 @@ struct Client {
     resumable: bool,
     /// Whom the last attempt was sent to.
     child: Option<NodeName>,
+    /// Where it is in its client's trace.
+    trace: Option<Box<AtRoot>>,
 }
 
 impl Desk {
-    pub(super) fn new(settings: ledger::Settings) -> Self {
+    pub(super) fn new(settings: ledger::Settings, name: NodeName, tracer: Tracer) -> Self {
         Desk {
             ledger: Ledger::new(settings),
+            name,
+            tracer,
             clients: HashMap::new(),
             remembered: Remembered::default(),
             early: Early::default(),
@@ -82,9 +91,10 @@ impl Desk {
 
     /// Takes in a question, and gives back what the ledger is to know of it. Whoever may not ask is told so.
     pub(super) fn accept(&mut self, ask: Ask, now: u64, clock: Instant) -> Option<Event> {
-        let Ask { question, serial, to, read, .. } = ask;
-        let mut reader = Reader::new(serial, to, read, clock);
-        let Some(asked) = translate::header(&question).and_then(|header| translate::asked(&header, &question)) else {
+        let mut reader = Reader::new(ask.serial, ask.to, ask.read, clock);
+        let question = ask.question;
+        let read = translate::header(&question).and_then(|header| Some((translate::asked(&header, &question)?, header)));
+        let Some((asked, read)) = read else {
             reader.tell(refusal(v1::Failure::Invalid, "the question's header has no 16-byte id"));
             return None;
         };
@@ -108,7 +118,8 @@ impl Desk {
         let delivered: Vec<u32> = question.delivered.iter().flat_map(|tokens| tokens.ids.iter().copied()).collect();
         let said = Said::new(&asked.owner, &question);
         let (header, resumable) = (question.header, question.resumable);
-        self.clients.insert(id, Client { header, said, readers: vec![reader], resumable, child: None });
+        let trace = AtRoot::begin(&self.tracer, &self.name, &id, &read);
+        self.clients.insert(id, Client { header, said, readers: vec![reader], resumable, child: None, trace });
         Some(if again { Event::AskedAgain { asked, delivered } } else { Event::Asked(asked) })
     }
 
@@ -171,18 +182,20 @@ impl Desk {
     }
 
     /// The message that goes down for an attempt.
-    pub(super) fn query(&self, root: &NodeName, ticket: &Ticket, why: Why, now: u64) -> Option<Parcel> {
-        let client = self.clients.get(&ticket.id)?;
+    pub(super) fn query(&mut self, ticket: &Ticket, why: Why, now: u64) -> Option<Parcel> {
+        let client = self.clients.get_mut(&ticket.id)?;
         let (delivered, left_us) = self.ledger.delivered(&ticket.id, now)?;
         let spent_us = self.ledger.waited(&ticket.id, now).unwrap_or(0);
         let mut trail = Vec::new();
         if why != Why::New || spent_us >= WAITED_US {
             let reason = translate::reason_of_why(why).into();
-            trail.push(v1::Hop { node: root.to_string(), reason, spent_us });
+            trail.push(v1::Hop { node: self.name.to_string(), reason, spent_us });
         }
         // Nothing is not written, and would leave what the client had.
         let remaining_ms = (left_us / 1000).max(1);
-        let header = v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms, trail, ..Default::default() };
+        let mut header = v1::Header { attempt: Some(ticket.attempt.into()), remaining_ms, trail, ..Default::default() };
+        let place = client.trace.as_mut().and_then(|trace| trace.send(&self.tracer, ticket.attempt, why));
+        traced::write(place.as_ref(), &mut header);
         Parcel::new(&client.header, header, client.said.payload.clone(), delivered)
     }
 
@@ -215,10 +228,16 @@ impl Desk {
                     }
                     _ => tracing::info!(query = %id, ?failure, "failed"),
                 }
+                if let Some(trace) = self.clients.get_mut(id).and_then(|client| client.trace.as_mut()) {
+                    trace.fail(failure);
+                }
                 self.tell(id, v1::answer::Kind::Failed(translate::failed(failure.clone(), said)));
                 self.clients.remove(id);
             }
             Action::Placed { id, node, running } => {
+                if let Some(trace) = self.clients.get_mut(id).and_then(|client| client.trace.as_mut()) {
+                    trace.placed(node.as_ref());
+                }
                 let placed = v1::Placed {
                     node: node.as_ref().map(NodeName::to_string).unwrap_or_default(),
                     running: *running,

@@ -3,9 +3,12 @@
 //! Protobuf merges what is concatenated: a hop is added by appending a query that has nothing but that hop. So fields which
 //! this version does not know reach the next node, and a payload is never encoded again.
 
+use banyan_observe::Place;
 use banyan_proto::{Attempt, NodeName, v1};
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
+
+use super::traced;
 
 /// Tag and length of a header.
 const HEADER_FRAME_BYTES: usize = 11;
@@ -53,6 +56,14 @@ impl Parcel {
         let hop_alone = v1::Query { header: Some(header), ..Default::default() };
         hop_alone.encode(&mut self.added).expect("a buffer that grows takes everything");
         self.query.header.as_mut().expect("a parcel has a header").trail.push(hop);
+    }
+
+    /// What goes on from here is below that place in the trace.
+    pub(super) fn pass(&mut self, place: &Place) {
+        let mut header = v1::Header::default();
+        traced::write(Some(place), &mut header);
+        let alone = v1::Query { header: Some(header), ..Default::default() };
+        alone.encode(&mut self.added).expect("a buffer that grows takes everything");
     }
 
     /// For the next node.

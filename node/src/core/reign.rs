@@ -45,7 +45,11 @@ impl Core {
         if self.desk.is_some() {
             self.ledger(ledger::Event::Reigned { epoch }, None);
         } else {
-            let desk = Desk::new(ledger::Settings { epoch, eager: self.eager, lanes: self.lanes });
+            let desk = Desk::new(
+                ledger::Settings { epoch, eager: self.eager, lanes: self.lanes },
+                self.name.clone(),
+                self.tracer.clone(),
+            );
             if let Some(recording) = &self.recording {
                 recording.push(Record::LedgerStarted { settings: desk.ledger.settings().clone() });
             }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use banyan_engine as engine;
+use banyan_observe::Tracer;
 use banyan_proto::{Attempt, NodeName, QueryId, v1};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{chunks::Chunks, parcel::Parcel};
+use super::{chunks::Chunks, parcel::Parcel, traced::AtHolder};
 use crate::{
     meters::Meters,
     router::{Action, Service},
@@ -28,6 +29,7 @@ const ENDED_MAX: usize = 1024;
 
 pub(super) struct Work {
     engine: engine::Engine,
+    tracer: Tracer,
     /// In the order of their ids, so that what is said of all of them is said in that order.
     kept: BTreeMap<QueryId, Kept>,
     sequences: HashMap<engine::SequenceId, QueryId>,
@@ -62,12 +64,15 @@ struct Kept {
     silent: bool,
     /// Since when it waits for its slot.
     queued_at: Option<Instant>,
+    /// Where it is in its client's trace.
+    trace: Option<Box<AtHolder>>,
 }
 
 impl Work {
-    pub(super) fn new(engine: engine::Engine, now: Instant) -> Self {
+    pub(super) fn new(engine: engine::Engine, now: Instant, tracer: Tracer) -> Self {
         Work {
             engine,
+            tracer,
             kept: BTreeMap::new(),
             sequences: HashMap::new(),
             next_sequence: 0,
@@ -199,6 +204,9 @@ impl Work {
                 engine::Output::Refused { refusal: engine::Refusal::Engine(_), .. } => self.service.failed += 1,
                 _ => {}
             }
+            if let Some(trace) = &mut kept.trace {
+                trace.said(&self.tracer, &output);
+            }
             let last = output.is_last();
             let kind = translate::part_kind(output, self.engine.info().served(&kept.model)).filter(|_| !kept.silent);
             if let Some(v1::part::Kind::Tokens(tokens)) = &kind {
@@ -213,6 +221,7 @@ impl Work {
             if last {
                 self.sequences.remove(&sequence);
                 kept.sequence = None;
+                kept.trace = None;
                 ended.push(id);
                 if !untold || self.untold >= ENDED_MAX {
                     self.kept.remove(&id);
@@ -352,6 +361,7 @@ impl Work {
         let (attempt, query) = (query.attempt(), query.into_query());
         let from = query.delivered.len() as u32;
         let model = query.header.as_ref().map(|header| header.model.clone()).unwrap_or_default();
+        let trace = query.header.as_ref().and_then(|header| AtHolder::begin(&self.tracer, us, &id, header));
         let kept = Kept {
             attempt,
             query,
@@ -362,6 +372,7 @@ impl Work {
             waits: self.to.is_none(),
             silent: false,
             queued_at: None,
+            trace,
         };
         if self.kept.insert(id, kept).is_some_and(|before| before.end.is_some()) {
             self.untold -= 1;
@@ -373,7 +384,10 @@ impl Work {
         // What is not kept can't run, so its slot is free again.
         let Some(kept) = self.kept.get_mut(&id) else { return Some(id) };
         match translate::request(sequence, &kept.query) {
-            Ok(request) => {
+            Ok(mut request) => {
+                if let Some(trace) = &kept.trace {
+                    request.traceparent = trace.place().traceparent();
+                }
                 self.next_sequence += 1;
                 kept.sequence = Some(sequence);
                 // The prompt was read and is not needed again: the root has its own copy for a further attempt.

@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use banyan_observe::{Metrics, Reading, Readings, Say};
+use banyan_observe::{Metrics, Reading, Say};
 use banyan_proto::{VERSION, v1};
 
 use super::Families;

@@ -113,6 +113,19 @@ async fn pieces_are_passed_through_and_what_was_reserved_is_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_says_where_its_query_is_in_a_trace() {
+    let upstream = Upstream::start(|_, _| Reply::Pieces(vec!["a"])).await;
+    let (mut rig, _keys) = Rig::keys(&upstream, "", &[(FIRST, "")]);
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    rig.engine.submit(Request { traceparent: traceparent.to_owned(), ..request(1) });
+    rig.hear(1).await;
+    rig.ask(2).await;
+    let heads: Vec<bool> =
+        upstream.asked().iter().map(|asked| asked.head.contains(&format!("traceparent: {traceparent}"))).collect();
+    assert_eq!(heads, [true, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn anthropics_dialect_is_spoken_too() {
     let upstream = Upstream::start(|_, _| Reply::Anthropic(vec!["a", "b"])).await;
     let (mut rig, _keys) = Rig::keys(&upstream, "dialect = 'anthropic'", &[(FIRST, "")]);

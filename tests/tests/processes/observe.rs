@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use banyan_tests::{Banyan, eventually, http::Http, process::banyan};
+use banyan_tests::{Banyan, eventually, http::Http, otlp::Otlp, process::banyan};
 use futures::future::join_all;
 use hyper::{StatusCode, header};
 use serde_json::{Value, json};
@@ -141,4 +141,86 @@ async fn a_log_filter_that_is_none_is_a_usage_error() {
     let refused = banyan("node list --log banyan=loud").await;
     assert_eq!(refused.code, 2, "{}", refused.err);
     assert!(refused.err.contains("is no log filter"), "{}", refused.err);
+}
+
+#[tokio::test]
+async fn one_trace_goes_through_every_process_to_the_engine() {
+    let receiver = Otlp::start().await;
+    let registry = Banyan::start("registry serve --listen 127.0.0.1:0");
+    let etcd = registry.fact("etcd").await;
+    let start = |line: &str| Banyan::start(&format!("{line} --listen 127.0.0.1:0 --etcd {etcd} --otlp {}", receiver.url()));
+    let root = start("node run root");
+    root.printed("is ready").await;
+    let node = |name: &str, parent: &str| {
+        start(&format!("node run {name} --parent {parent} --engine fake --busy-at 1 --batch 1 --token-time 5ms"))
+    };
+    let (a, b) = (node("a", "root"), node("b", "a"));
+    a.printed("is ready").await;
+    b.printed("is ready").await;
+    let api = start("api run --replica front");
+    let http = api.api().await;
+    eventually("it is ready", || async { http.get("/readyz").await.status.is_success().then_some(()) }).await;
+
+    // While `a` is busy, what comes goes on to `b`.
+    let long = json!({ "model": "fake", "prompt": "[[count 3000]]", "max_tokens": 3000, "stream": true });
+    let mut busy = http.stream("/v1/completions", &long).await;
+    busy.next_text().await;
+    eventually("the root knows that a is busy", || async {
+        let nodes = banyan(&format!("node tree -o json --etcd {etcd}")).await.json();
+        (nodes.as_array()?.iter().find(|node| node["name"] == "root")?["room"] == 1).then_some(())
+    })
+    .await;
+    let (trace, parent) = (0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128, 0xb7ad_6b71_6920_3331_u64);
+    let ask = |trace: u128, flags: &'static str| async move {
+        let place = format!("00-{trace:032x}-{parent:016x}-{flags}");
+        let body = json!({ "model": "fake", "prompt": format!("[[count 5]] {SECRET}"), "max_tokens": 5 });
+        let headers = [("traceparent", place.as_str()), ("tracestate", "vendor=7")];
+        http.ask("POST", "/v1/completions", &headers, body.to_string()).await
+    };
+    let unseen = ask(7, "00").await;
+    assert_eq!((unseen.status, unseen.headers.get("traceresponse")), (StatusCode::OK, None));
+    let seen = ask(trace, "01").await;
+    assert_eq!(seen.status, StatusCode::OK);
+    let response = seen.headers["traceresponse"].to_str().expect("text").to_owned();
+    drop(busy);
+    for process in [api, b, a, root] {
+        process.signal("TERM").await;
+        assert_eq!(process.finished().await.code, 0);
+    }
+
+    let spans = receiver.trace(trace);
+    let found = |name: &str| {
+        let mut found = spans.iter().filter(|seen| seen.span.name == name);
+        match (found.next(), found.next()) {
+            (Some(one), None) => one.clone(),
+            _ => panic!("there should be one span {name} among {spans:?}"),
+        }
+    };
+    let mut above = parent.to_be_bytes().to_vec();
+    for (name, service, instance) in [
+        ("request", "banyan-api", "front"),
+        ("ask", "banyan-api", "front"),
+        ("root", "banyan-node", "root"),
+        ("attempt", "banyan-node", "root"),
+        ("forward", "banyan-node", "a"),
+        ("hold", "banyan-node", "b"),
+    ] {
+        let seen = found(name);
+        assert_eq!((&seen.service[..], &seen.instance[..]), (service, instance), "{name}");
+        assert_eq!(seen.span.parent_span_id, above, "{name} has another parent");
+        assert_eq!(seen.span.trace_state, "vendor=7", "{name}");
+        assert!(seen.span.start_time_unix_nano <= seen.span.end_time_unix_nano);
+        above = seen.span.span_id;
+    }
+    for name in ["queue", "prefill", "decode"] {
+        let seen = found(name);
+        assert_eq!((&seen.instance[..], &seen.span.parent_span_id), ("b", &above), "{name}");
+    }
+    assert_eq!(spans.len(), 9, "{spans:?}");
+    assert_eq!(found("attempt").text("banyan.holder"), Some("b"));
+    let request = found("request").span.span_id;
+    let hex: String = request.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(response, format!("00-{trace:032x}-{hex}-01"));
+    assert!(receiver.trace(7).is_empty(), "what is not to be seen is not sent");
+    assert!(!receiver.everything().contains(SECRET), "prompts are in no span");
 }
