@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,9 +15,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use banyan_observe::{
-    Counter, Counters, Gauge, Gauges, Histogram, Histograms, Labels, Metrics, Reading, Readings, Section, buckets,
-};
+use banyan_observe::{Counter, Counters, Histogram, Histograms, Labels, Metrics, Reading, Readings, Section, buckets};
 use banyan_store::Store;
 use tokio::time::Instant;
 
@@ -40,7 +41,6 @@ struct Families {
     whole: Histograms,
     limited: Counters,
     retries: Counters,
-    under_way: Gauges,
     now: Arc<Readings<Now>>,
 }
 
@@ -75,7 +75,6 @@ impl Families {
             ),
             limited: section.counters("api_limited", "Requests that a key's limit refused (429), by limit"),
             retries: section.counters("api_root_retries", "How often a root was asked again, by reason"),
-            under_way: section.gauges("api_queries_under_way", "Requests for generated text that have not ended"),
             now,
         }
     }
@@ -86,7 +85,7 @@ pub(crate) struct Meters {
     families: Arc<Families>,
     by_requests: Counter,
     by_tokens: Counter,
-    under_way: Gauge,
+    under_way: AtomicU64,
     models: Mutex<HashMap<String, Arc<Model>>>,
 }
 
@@ -120,7 +119,7 @@ impl Meters {
         Meters {
             by_requests: limited("requests"),
             by_tokens: limited("tokens"),
-            under_way: families.under_way.get_or_create_owned(&Vec::new()),
+            under_way: AtomicU64::new(0),
             models: Mutex::default(),
             families,
         }
@@ -155,12 +154,12 @@ impl Meters {
 
     /// A request for generated text begins.
     pub(crate) fn begun(&self) {
-        self.under_way.inc();
+        self.under_way.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One that had begun ended.
     pub(crate) fn ended(&self, model: &Model, ended: &Ended) {
-        self.under_way.dec();
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
         if ended.silent {
             return;
         }
@@ -224,6 +223,7 @@ pub(crate) async fn counted(State(context): State<Context>, request: Request, ne
 
 /// How an API stands when somebody scrapes.
 struct Now {
+    under_way: u64,
     live: bool,
     members: usize,
     roots: usize,
@@ -246,6 +246,7 @@ pub(crate) fn read_when_asked(metrics: &Metrics, shared: &Arc<Shared>) {
         readings.set(
             &name,
             Now {
+                under_way: shared.meters.under_way.load(Ordering::Relaxed),
                 live: view.live,
                 members: view.members.len(),
                 roots: view.roots.len(),
@@ -260,6 +261,9 @@ pub(crate) fn read_when_asked(metrics: &Metrics, shared: &Arc<Shared>) {
 }
 
 static READINGS: &[Reading<Now>] = &[
+    Reading::gauge("api_queries_under_way", "Requests for generated text that have not ended", |now, say| {
+        say(&[], now.under_way as f64);
+    }),
     Reading::gauge("api_registry_connected", "Whether the API hears of the registry's changes", |now, say| {
         say(&[], f64::from(u8::from(now.live)));
     }),

@@ -122,14 +122,14 @@ pub(crate) struct Meters {
 }
 
 struct RootMeters {
+    families: Arc<Families>,
+    node: String,
     attempts: [Counter; REASONS.len()],
     tokens: Counter,
     models: HashMap<Arc<str>, ModelMeters>,
 }
 
-#[derive(Clone)]
 struct ModelMeters {
-    label: String,
     outcomes: HashMap<&'static str, Counter>,
     waited: Histogram,
     first_token: Histogram,
@@ -154,6 +154,11 @@ impl Meters {
             families,
             node,
         }
+    }
+
+    /// The node is a root: what it counts is there from the first query on, so that none is missed.
+    pub(crate) fn reigns(&mut self) {
+        self.root();
     }
 
     /// The router decided.
@@ -212,71 +217,70 @@ impl Meters {
             model if served => model,
             _ => UNKNOWN,
         };
-        let mut model = self.model(model);
-        model.count(outcome);
-        if outcome == FINISHED {
-            model.finished(way);
-        }
+        self.root().ended(way, outcome, model);
     }
 
     /// Made when the node is a root first.
     fn root(&mut self) -> &mut RootMeters {
-        let (families, node) = (&self.families.root, &self.node);
-        self.root.get_or_insert_with(|| RootMeters {
-            attempts: REASONS.map(|reason| {
-                families.attempts.get_or_create_owned(&vec![("node", node.clone()), ("reason", reason.to_owned())])
-            }),
-            tokens: families.tokens.get_or_create_owned(&vec![("node", node.clone())]),
+        let (families, node) = (&self.families, &self.node);
+        self.root.get_or_insert_with(|| RootMeters::new(Arc::clone(families), node))
+    }
+}
+
+impl RootMeters {
+    fn new(families: Arc<Families>, node: &str) -> RootMeters {
+        let own = || ("node", node.to_owned());
+        let attempts = &families.root.attempts;
+        RootMeters {
+            attempts: REASONS.map(|reason| attempts.get_or_create_owned(&vec![own(), ("reason", reason.to_owned())])),
+            tokens: families.root.tokens.get_or_create_owned(&vec![own()]),
             models: HashMap::new(),
-        })
+            node: node.to_owned(),
+            families,
+        }
     }
 
-    fn model(&mut self, model: &str) -> Counting<'_> {
-        let full = self.root().models.len() >= MODELS_MAX;
-        let known = self.root().models.contains_key(model);
-        let model = if full && !known { OTHER } else { model };
-        let (families, node) = (Arc::clone(&self.families), self.node.clone());
-        let meters = self.root().models.entry(Arc::from(model)).or_insert_with(|| {
-            let labels: Labels = vec![("node", node.clone()), ("model", model.to_owned())];
-            let families = &families.root;
-            ModelMeters {
-                label: model.to_owned(),
-                outcomes: HashMap::new(),
-                waited: families.waited.get_or_create_owned(&labels),
-                first_token: families.first_token.get_or_create_owned(&labels),
-                per_token: families.per_token.get_or_create_owned(&labels),
-                whole: families.whole.get_or_create_owned(&labels),
-            }
-        });
-        Counting { families, node, meters }
+    fn ended(&mut self, way: &Way, outcome: &'static str, model: &str) {
+        let has_place = self.models.len() < MODELS_MAX || self.models.contains_key(model);
+        let model = if has_place { model } else { OTHER };
+        let labels = || vec![("node", self.node.clone()), ("model", model.to_owned())];
+        let families = &self.families.root;
+        if !self.models.contains_key(model) {
+            self.models.insert(model.into(), ModelMeters::new(families, &labels()));
+        }
+        let meters = self.models.get_mut(model).expect("it was put there above");
+        let counter = meters
+            .outcomes
+            .entry(outcome)
+            .or_insert_with(|| families.queries.get_or_create_owned(&[labels(), vec![("outcome", outcome.to_owned())]].concat()));
+        counter.inc();
+        if outcome == FINISHED {
+            meters.finished(way);
+        }
     }
 }
 
-/// One model's meters, and what makes more of them.
-struct Counting<'a> {
-    families: Arc<Families>,
-    node: String,
-    meters: &'a mut ModelMeters,
-}
-
-impl Counting<'_> {
-    fn count(&mut self, outcome: &'static str) {
-        let model = self.meters.label.clone();
-        let labels = || vec![("node", self.node.clone()), ("model", model), ("outcome", outcome.to_owned())];
-        let queries = &self.families.root.queries;
-        self.meters.outcomes.entry(outcome).or_insert_with(|| queries.get_or_create_owned(&labels())).inc();
+impl ModelMeters {
+    fn new(families: &RootFamilies, labels: &Labels) -> ModelMeters {
+        ModelMeters {
+            outcomes: HashMap::new(),
+            waited: families.waited.get_or_create_owned(labels),
+            first_token: families.first_token.get_or_create_owned(labels),
+            per_token: families.per_token.get_or_create_owned(labels),
+            whole: families.whole.get_or_create_owned(labels),
+        }
     }
 
     fn finished(&self, way: &Way) {
         if let Some(began) = way.tries.iter().find_map(|one| one.started_us) {
-            self.meters.waited.observe(seconds(began));
+            self.waited.observe(seconds(began));
         }
         let Some(ended) = way.ended_us else { return };
-        self.meters.whole.observe(seconds(ended));
+        self.whole.observe(seconds(ended));
         let Some(first) = way.first_token_us else { return };
-        self.meters.first_token.observe(seconds(first));
+        self.first_token.observe(seconds(first));
         if way.tokens > 1 {
-            self.meters.per_token.observe(seconds(ended.saturating_sub(first)) / f64::from(way.tokens - 1));
+            self.per_token.observe(seconds(ended.saturating_sub(first)) / f64::from(way.tokens - 1));
         }
     }
 }

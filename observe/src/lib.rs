@@ -10,8 +10,8 @@ mod readings;
 mod server;
 mod trace;
 
-pub use metrics::{CONTENT_TYPE, Counters, Gauges, Histograms, Labels, Metrics, Section, buckets};
-pub use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+pub use metrics::{CONTENT_TYPE, Counters, Histograms, Labels, Metrics, Section, buckets};
+pub use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 pub use readings::{Reading, Readings, Say};
 pub use server::Server;
 pub use trace::{Place, Side, Span, TraceError, Tracer};

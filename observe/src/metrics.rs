@@ -17,7 +17,6 @@ use prometheus_client::{
     metrics::{
         counter::Counter,
         family::{Family, MetricConstructor},
-        gauge::Gauge,
         histogram::Histogram,
     },
     registry::Registry,
@@ -38,8 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub type Labels = Vec<(&'static str, String)>;
 /// Counters of one name.
 pub type Counters = Family<Labels, Counter>;
-/// Gauges of one name.
-pub type Gauges = Family<Labels, Gauge>;
 /// Histograms of one name.
 pub type Histograms = Family<Labels, Histogram, Buckets>;
 
@@ -145,13 +142,6 @@ impl Section<'_> {
     /// Counters; the text says `_total` behind the name.
     pub fn counters(&mut self, name: &str, help: &str) -> Counters {
         let family = Counters::default();
-        self.registry.register(name, help, family.clone());
-        family
-    }
-
-    /// Gauges.
-    pub fn gauges(&mut self, name: &str, help: &str) -> Gauges {
-        let family = Gauges::default();
         self.registry.register(name, help, family.clone());
         family
     }

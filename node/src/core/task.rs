@@ -41,7 +41,11 @@ impl Core {
         // Bounded by the live queries of the root: each leaves once.
         let (leavers, left) = mpsc::unbounded_channel();
         let mut core = Core::new(config, engine, epoch, Instant::now(), Journal::new());
-        core.meters = Some(Meters::new(&config.metrics, &config.name));
+        let mut meters = Meters::new(&config.metrics, &config.name);
+        if core.desk.is_some() {
+            meters.reigns();
+        }
+        core.meters = Some(meters);
         let (departed, streams) = (core.left.clone(), core.streams.clone());
         tokio::spawn(core.run(inputs, steps, left, killed));
         Handle { inbox, leavers, left: departed, streams }

@@ -42,7 +42,7 @@ async fn metrics_count_what_happened_under_names_of_a_bounded_set() {
     // What ended is counted behind the answer.
     let text = eventually("all is counted", || async {
         let text = scrape(metrics).await;
-        (value(&text, "banyan_api_queries_under_way")? == 0.0).then_some(text)
+        (value(&text, &format!("banyan_api_queries_under_way{{replica=\"{}\"}}", api.0))? == 0.0).then_some(text)
     })
     .await;
     for (series, wanted) in [
