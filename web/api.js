@@ -46,7 +46,7 @@ export function complete(prompt, parameters) {
 
 /** @param {string} path @param {object} asked @returns {Request} */
 function request(path, asked) {
-  const body = JSON.stringify({ ...asked, stream: true, resumable: true, stream_options: { include_usage: true } });
+  const body = JSON.stringify({ ...asked, stream: true, resumable: true, places: true, stream_options: { include_usage: true } });
   return { path, body, key: name(), last: '' };
 }
 
@@ -85,7 +85,10 @@ export async function* answer({ path, body, key, last }, signal, lost = () => {}
             continue;
           }
           const event = JSON.parse(data);
-          if (event.error) throw new ApiError(event.error.message, { status: 200, code: event.error.code, retryAfter: 0 });
+          if (event.error) {
+            const { message, code, type } = event.error;
+            throw new ApiError(message, { status: 200, code, retryAfter: type === 'invalid_request_error' ? null : 0 });
+          }
           const choice = event.choices[0];
           yield {
             text: choice?.delta?.content || choice?.text || undefined,

@@ -103,6 +103,12 @@ pub(crate) struct Waiting {
     pub(crate) bytes: usize,
 }
 
+/// When one is served that has so many of its own lane before it.
+fn turn(own: usize, of_model: Held) -> u32 {
+    let taken_in_turns = (own as u64 + 1).saturating_mul(of_model.lanes.max(1));
+    taken_in_turns.min(of_model.entries.max(1)).try_into().unwrap_or(u32::MAX)
+}
+
 impl Waiting {
     fn key(&self) -> Key {
         (self.owner.clone(), self.model.clone())
@@ -159,6 +165,20 @@ impl Lanes {
     pub(crate) fn sharers(&self, owner: &Arc<str>, model: &Arc<str>) -> u64 {
         let ours = self.lanes.contains_key(&(owner.clone(), model.clone()));
         self.of_model(model).lanes + u64::from(!ours)
+    }
+
+    /// Which one a query will be to be served, when its lane and those of other owners take turns; 1 is the next.
+    pub(crate) fn number(&self, waiting: &Waiting) -> u32 {
+        let own = self.lanes.get(&waiting.key()).map_or(0, |lane| lane.waiting.range(..waiting.place()).count());
+        turn(own, self.of_model(&waiting.model))
+    }
+
+    /// The same of all that wait.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (QueryId, u32)> {
+        self.lanes.iter().flat_map(|((_, model), lane)| {
+            let of_model = self.of_model(model);
+            lane.waiting.values().enumerate().map(move |(own, waiting)| (waiting.id, turn(own, of_model)))
+        })
     }
 
     /// How many of an owner's queries wait beyond the share of newcomers, in tokens.

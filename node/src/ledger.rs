@@ -326,8 +326,9 @@ impl Ledger {
             }
             false => self.dispatch(now, actions),
         }
-        if let Some(entry) = self.entries.get(&id).filter(|entry| entry.state == State::Waiting) {
-            actions.push(entry.placed());
+        if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.state == State::Waiting) {
+            let place = self.lanes.number(&entry.waiting());
+            actions.push(entry.stand(place).unwrap_or_else(|| entry.placed()));
         }
     }
 

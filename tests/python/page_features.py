@@ -201,6 +201,26 @@ def a_line_that_breaks_and_a_page_that_is_loaded_again_lose_nothing(person, stag
     answered(page)
 
 
+def an_api_that_goes_and_comes_back_in_the_middle_goes_on_with_the_answer(person, stage):
+    page = person.page(person.profile(), stage.url)
+    stage.answers = [Says("", pieces=[f"{n} " for n in range(90)], rate=60, breaks_after=30, leaves=True)]
+    ask(page, "Count")
+    expect(page.locator(".status")).to_contain_text("The line is lost")
+    expect(last(page)).to_contain_text("28 29")
+    expect(page.locator("#stop")).to_be_visible()
+    stage.away = False
+    expect(last(page)).to_have_text(" ".join(str(n) for n in range(90)))
+    answered(page)
+    # What it can't go on with stays, and says so; asking again is one click.
+    stage.answers = [Says("", pieces=[f"{n} " for n in range(90)], rate=60, breaks_after=30), Refuses(404, "this answer is no longer kept", "answer_not_found"), Says("Again.")]
+    ask(page, "Once more")
+    expect(page.locator(".error")).to_contain_text("This answer is no longer kept.")
+    expect(last(page)).to_contain_text("28 29")
+    page.locator(".error").get_by_role("button", name="Ask again").click()
+    expect(last(page)).to_have_text("Again.")
+    answered(page)
+
+
 def a_refusal_says_when_and_asks_again_by_itself(person, stage):
     context = person.profile()
     page = person.page(context, stage.url)
@@ -216,6 +236,20 @@ def a_refusal_says_when_and_asks_again_by_itself(person, stage):
     ask(page, "Too long")
     page.get_by_role("button", name="Change it").click()
     expect(page.get_by_role("textbox", name="Edit")).to_have_value("Too long")
+
+
+def who_waits_sees_its_place_in_the_queue(person, stage):
+    page = person.page(person.profile(), stage.url)
+    waits = Says("Here.", places=(12, 2, 1))
+    stage.answers = [waits]
+    ask(page, "Is it my turn?")
+    for place in (12, 2, 1):
+        expect(page.locator(".status")).to_have_text(f"number {place} in the queue…")
+        waits.moved.release()
+    expect(last(page)).to_have_text("Here.")
+    answered(page)
+    assert stage.asked[-1]["body"]["places"] is True
+    expect(page.locator(".status")).to_have_text("")
 
 
 def two_tabs_show_one_conversation(person, stage):
@@ -311,7 +345,9 @@ if __name__ == "__main__":
         drafts_wait_for_who_wrote_them,
         conversations_leave_and_come_back_as_files,
         a_line_that_breaks_and_a_page_that_is_loaded_again_lose_nothing,
+        an_api_that_goes_and_comes_back_in_the_middle_goes_on_with_the_answer,
         a_refusal_says_when_and_asks_again_by_itself,
+        who_waits_sees_its_place_in_the_queue,
         two_tabs_show_one_conversation,
         without_a_line_history_is_read_and_drafts_stay,
         servers_are_remembered_and_gone_to,

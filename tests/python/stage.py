@@ -62,20 +62,28 @@ class Stage:
 class Says:
     """An answer: its pieces, how many a second, and after how many the line breaks."""
 
-    def __init__(self, text, pieces=None, rate=None, breaks_after=None, finish="stop", usage=True):
+    def __init__(self, text, pieces=None, rate=None, breaks_after=None, finish="stop", usage=True, places=(), leaves=False):
         self.pieces = pieces or [text[at : at + 24] for at in range(0, len(text), 24)]
         self.rate, self.breaks_after, self.finish, self.usage = rate, breaks_after, finish, usage
+        # Whether the API itself is gone when the line breaks.
+        self.leaves = leaves
+        # Places in the queue that are told before the answer begins, each when the test says so.
+        self.places, self.moved = places, threading.Semaphore(0)
 
     def play(self, handler):
         last = handler.headers.get("last-event-id", "")
         seen = int(last.split(":")[1].rstrip("te")) if last else 0
         handler.begin(200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
         if not last:
-            handler.event(0, {"role": "assistant", "content": ""}, origin=ORIGIN)
+            handler.event(0, {"role": "assistant", "content": ""}, origin={**ORIGIN, "node": None, "running": False, "trail": []} if self.places else ORIGIN)
+        for place in () if last else self.places:
+            handler.send({"id": "chatcmpl-1", "choices": [], "banyan": {**ORIGIN, "node": None, "running": False, "trail": [], "place": place}}, 0)
+            self.moved.acquire()
         due = time.monotonic()
         for at in range(seen, len(self.pieces)):
             if self.breaks_after is not None and at >= self.breaks_after:
                 self.breaks_after = None
+                handler.stage.away = self.leaves
                 handler.connection.shutdown(2)
                 return
             if self.rate:
@@ -172,6 +180,9 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionError):
             self.close_connection = True
 
+    def do_PUT(self):
+        self.do_POST()
+
     def do_DELETE(self):
         self.stage.ended.append(self.path)
         if self.stage.behind:
@@ -186,6 +197,8 @@ class Handler(BaseHTTPRequestHandler):
         except urllib.error.HTTPError as error:
             response = error
         with response:
+            if response.status in (204, 304):
+                return self.begin(response.status, {"content-length": "0", **({"etag": response.headers["etag"]} if response.headers["etag"] else {})})
             kept = {name: value for name, value in response.headers.items() if name.lower() not in ("connection", "transfer-encoding", "content-length", "date")}
             self.begin(response.status, kept)
             try:

@@ -290,7 +290,7 @@ fn read(text: &str) -> Result<Said, Error> {
         None | Some(Value::Null) => None,
         Some(_) => return Err(Error::parameter("text", "'text' must be a string: what you say")),
     };
-    for ours in ["stream", "stream_options", "n", "resumable"] {
+    for ours in ["stream", "stream_options", "n", "resumable", "places"] {
         fields.remove(ours);
     }
     Ok(Said::Turn { request: Value::Object(fields), text })

@@ -57,6 +57,7 @@ pub(super) static GENERATING: &[&dyn Documented] = &[
     &STREAM,
     &STREAM_OPTIONS,
     &RESUMABLE,
+    &PLACES,
 ];
 
 static MODEL: Field<Text> =
@@ -146,6 +147,12 @@ static RESUMABLE: Field<Boolean> = Field {
     about: "Ours. A stream that goes on for a while when its connection ends: come back with Last-Event-ID, or end it with DELETE.",
 };
 
+static PLACES: Field<Boolean> = Field {
+    name: "places",
+    holds: Boolean,
+    about: "Ours. A stream begins while its answer still waits, and tells its place in the queue: events without choices, with banyan.place.",
+};
+
 /// What both endpoints have in common.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Parameters {
@@ -159,6 +166,8 @@ pub(crate) struct Parameters {
     pub(crate) include_usage: bool,
     /// A stream that goes on for a while when its connection ends, until its client comes back, or ends it.
     pub(crate) resumable: bool,
+    /// It begins while it waits, and says where.
+    pub(crate) places: bool,
     /// `None`: the API's default.
     pub(crate) deadline: Option<Duration>,
     /// `None`: nobody said.
@@ -177,6 +186,7 @@ impl Parameters {
             stream: false,
             include_usage: false,
             resumable: false,
+            places: false,
             deadline: None,
             priority: None,
         }
@@ -200,6 +210,7 @@ impl Parameters {
             read.include_usage = options.boolean(&INCLUDE_USAGE)?.unwrap_or(false);
         }
         read.resumable = fields.boolean(&RESUMABLE)?.unwrap_or(false);
+        read.places = fields.boolean(&PLACES)?.unwrap_or(false);
         Ok(read)
     }
 

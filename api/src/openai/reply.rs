@@ -174,10 +174,18 @@ impl Reply {
     async fn until_first_token(&mut self, early: &mut Vec<(usize, Event)>) -> Result<(), Failure> {
         while let Some(event) = self.next().await {
             let event = event?;
-            if !matches!(event.1, Event::Placed(_)) {
-                early.push(event);
-                self.name_model();
-                break;
+            match &event.1 {
+                // Accepted, so that no refusal with a status of its own is to be expected.
+                Event::Placed(placed) if placed.place > 0 && self.order.parameters.places => {
+                    early.push(event);
+                    break;
+                }
+                Event::Placed(_) => {}
+                _ => {
+                    early.push(event);
+                    self.name_model();
+                    break;
+                }
             }
         }
         Ok(())
@@ -210,7 +218,7 @@ impl Reply {
     }
 
     /// Behind the first token an answer changes its model no more.
-    fn name_model(&mut self) {
+    pub(super) fn name_model(&mut self) {
         if let Some(placed) = self.choices[0].placed.as_ref().filter(|placed| !placed.model.is_empty()) {
             self.model.clone_from(&placed.model);
         }

@@ -123,6 +123,9 @@ pub(super) struct Origin<'a> {
     model: Option<&'a str>,
     attempt: u32,
     running: bool,
+    /// Which one it will be to be served, while it waits at the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<u32>,
     trail: Vec<Hop<'a>>,
 }
 
@@ -146,6 +149,7 @@ impl<'a> Origin<'a> {
             model: Some(placed.model.as_str()).filter(|model| !model.is_empty()),
             attempt: placed.attempt,
             running: placed.running,
+            place: Some(placed.place).filter(|place| *place > 0),
             trail: placed.trail.iter().map(hop).collect(),
         }
     }

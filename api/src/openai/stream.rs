@@ -113,7 +113,11 @@ impl Streamed {
 
     fn take(&mut self, event: Option<Result<(usize, Event), Failure>>) {
         match event {
-            Some(Ok((_, Event::Placed(_)))) => {}
+            Some(Ok((index, Event::Placed(_)))) => {
+                if self.reply.order.parameters.places && self.told[index].seen.position == 0 {
+                    self.place(index);
+                }
+            }
             Some(Ok((index, Event::Tokens(mut chunk, position)))) => {
                 // An event of its own would have the name of the next one.
                 let echoes = chunk.told.take().is_some_and(|told| {
@@ -128,6 +132,9 @@ impl Streamed {
                     return;
                 }
                 told.seen.position = position;
+                if self.reply.order.parameters.places {
+                    self.reply.name_model();
+                }
                 if !chunk.text.is_empty() || !chunk.logprobs.is_empty() {
                     let (text, logprobs) = (Some(chunk.text.as_str()), &chunk.logprobs[..]);
                     self.write(index, Addition { text, logprobs, echoes, ..Default::default() });
@@ -192,6 +199,17 @@ impl Streamed {
                 let choice = Completion { index, text, logprobs, finish_reason: addition.finish, banyan: None };
                 self.events.json(&self.reply.envelope("text_completion", &[choice], usage, origin));
             }
+        }
+    }
+
+    /// An event that says where an answer lies before it has begun.
+    fn place(&mut self, index: usize) {
+        let told = &mut self.told[index];
+        if told.placed != self.reply.choices[index].placed {
+            told.placed.clone_from(&self.reply.choices[index].placed);
+            self.name();
+            let origin = self.reply.choices[index].origin();
+            self.events.json(&self.reply.envelope::<ChatChunk<'_>>(self.object(), &[], None, origin));
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) type Script = Arc<dyn Fn(usize, &v1::Generation) -> Vec<Step> + Send 
 
 pub(crate) fn placed(node: &str, running: bool) -> Step {
     let hop = v1::Hop { node: "a".into(), reason: v1::Reason::ChildWithRoom.into(), spent_us: 1500 };
-    Step::Say(Kind::Placed(Placed { node: node.into(), running, attempt: 1, trail: vec![hop], model: String::new() }))
+    Step::Say(Kind::Placed(Placed { node: node.into(), running, attempt: 1, trail: vec![hop], ..Placed::default() }))
 }
 
 /// One token at a position.

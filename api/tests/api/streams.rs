@@ -58,6 +58,27 @@ async fn a_chat_streams_byte_for_byte_as_openai_does() {
 }
 
 #[tokio::test]
+async fn who_asks_for_it_is_told_the_place_in_the_queue_and_nobody_else() {
+    let waits = |place| Step::Say(v1::answer::Kind::Placed(v1::Placed { place, attempt: 1, ..v1::Placed::default() }));
+    let script = || vec![waits(2), waits(1), placed("leaf-1", true), token(0, "Hello"), end(1)];
+    let rig = rig(script()).await;
+    let mut events = rig.post("/v1/chat/completions", &chat(json!({ "places": true }))).await.events();
+    assert_eq!(events.pop().unwrap(), "[DONE]");
+    let events = parsed(&events);
+    let told: Vec<_> = events.iter().filter(|event| event["choices"] == json!([])).map(|event| event["banyan"].clone()).collect();
+    let places: Vec<_> = told.iter().chain([&events[0]["banyan"]]).filter_map(|origin| origin["place"].as_u64()).collect();
+    assert!(places.contains(&1) && places.contains(&2), "{events:?}");
+    assert!(told.iter().any(|origin| origin["node"] == "leaf-1" && origin.get("place").is_none()), "{events:?}");
+    let plain = rig.post("/v1/chat/completions", &chat(json!({}))).await.events();
+    assert!(plain.iter().all(|event| !event.contains("\"choices\":[]") && !event.contains("place")), "{plain:?}");
+    // Who was let in to wait hears of a later failure in the stream.
+    let rig = self::rig(vec![waits(1), fails(failed(Failure::Deadline))]).await;
+    let failed = rig.post("/v1/chat/completions", &chat(json!({ "places": true }))).await;
+    assert_eq!(failed.status, 200);
+    assert!(failed.text().contains("\"error\""), "{}", failed.text());
+}
+
+#[tokio::test]
 async fn a_completion_streams_text_completions() {
     let rig = rig(vec![placed("leaf-1", true), token(0, "a"), end_with(v1::Finish { text: "b".into(), ..finish() })]).await;
     let body = json!({ "model": "tiny", "prompt": "0", "stream": true, "echo": true });

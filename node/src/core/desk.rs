@@ -234,7 +234,7 @@ impl Desk {
                 self.tell(id, v1::answer::Kind::Failed(translate::failed(failure.clone(), said)));
                 self.clients.remove(id);
             }
-            Action::Placed { id, node, running } => {
+            Action::Placed { id, node, running, place } => {
                 if let Some(trace) = self.clients.get_mut(id).and_then(|client| client.trace.as_mut()) {
                     trace.placed(node.as_ref());
                 }
@@ -244,6 +244,7 @@ impl Desk {
                     attempt: self.ledger.attempt(id).map_or(0, |attempt| attempt.number),
                     trail: translate::trail_to_wire(self.ledger.trail(id)),
                     model: self.ledger.model(id).unwrap_or_default().to_owned(),
+                    place: *place,
                 };
                 self.tell(id, v1::answer::Kind::Placed(placed));
             }

@@ -30,6 +30,26 @@ fn an_owner_with_many_queries_does_not_starve_another() {
 }
 
 #[test]
+fn a_place_in_the_queue_is_when_one_is_served_at_the_latest_where_all_ask_for_as_much() {
+    let mut lanes = Lanes::new(LaneLimits::default());
+    let all: Vec<Waiting> = (0..12).map(|order| waiting(["a", "b", "b", "c"][order as usize % 4], order, 100)).collect();
+    for one in &all {
+        lanes.push(one.clone());
+    }
+    let told: std::collections::BTreeMap<QueryId, u32> = lanes.numbers().collect();
+    let served = drain(&mut lanes);
+    for one in &all {
+        let place = told[&one.id];
+        let turn = served.iter().position(|&order| order == one.order).unwrap() as u32 + 1;
+        assert!((1..=12).contains(&place) && turn <= place, "{} is served as number {turn}, and was told {place}", one.order);
+    }
+    for (before, one) in all.iter().filter(|one| &*one.owner == "b").enumerate() {
+        lanes.push(one.clone());
+        assert_eq!(lanes.number(one), before as u32 + 1, "one owner's are served in their order");
+    }
+}
+
+#[test]
 fn service_is_counted_in_tokens_not_in_queries() {
     let mut lanes = Lanes::new(LaneLimits::default());
     for order in 0..4 {

@@ -24,6 +24,9 @@ const DEATHS_MAX: u32 = 3;
 /// have been so quick to kill that the word of it was lost.
 const UNHEARD_MAX: u32 = 1;
 
+/// Nearer to the front than that each step is told.
+const PLACES_TOLD: u32 = 16;
+
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: QueryId,
@@ -66,6 +69,8 @@ pub(super) struct Entry {
     pub(super) impatient: bool,
     /// Since when nobody reads its answer.
     pub(super) detached_at: Option<u64>,
+    /// What its client was told last of its place in the lanes; 0: nothing.
+    place: u32,
     /// Why the next attempt is sent.
     pub(super) why: Why,
     tries: Vec<Try>,
@@ -106,6 +111,7 @@ impl Entry {
             recalled: false,
             impatient: asked.impatient,
             detached_at: None,
+            place: 0,
             why: Why::New,
             tries: Vec::new(),
             outcome: None,
@@ -285,7 +291,19 @@ impl Entry {
 
     pub(super) fn placed(&self) -> Action {
         let node = self.holder.as_ref().map(|holder| holder.name.clone());
-        Action::Placed { id: self.id, node, running: self.state == State::Running }
+        let place = if self.state == State::Waiting { self.place } else { 0 };
+        Action::Placed { id: self.id, node, running: self.state == State::Running, place }
+    }
+
+    /// Tells its place in the lanes, where that differs from what its client knows by something that people notice: with thousands
+    /// waiting, each of them would hear of every one that is served.
+    pub(super) fn stand(&mut self, place: u32) -> Option<Action> {
+        let differs = place.abs_diff(self.place);
+        if self.state != State::Waiting || differs == 0 || (place > PLACES_TOLD && differs < place / 8) {
+            return None;
+        }
+        self.place = place;
+        Some(self.placed())
     }
 
     /// Whether a tick has something to do for it; `streams` has the last progress of each.

@@ -62,6 +62,28 @@ fn what_the_tree_cannot_take_waits_at_the_root_and_goes_as_room_appears() {
 }
 
 #[test]
+fn who_waits_at_the_root_hears_its_place_and_again_when_it_has_moved() {
+    let mut ledger = Ledger::new(Settings { epoch: 7, eager: false, lanes: crate::LaneLimits::default() });
+    let told = |actions: Vec<Action>| {
+        let placed = |action| if let Action::Placed { id, place, .. } = action { Some((id, place)) } else { None };
+        actions.into_iter().filter_map(placed).collect::<Vec<_>>()
+    };
+    let waiting = (1..=3).flat_map(|number| ledger.handle(0, Event::Asked(asked(number)))).collect();
+    assert_eq!(told(waiting), [(id(1), 1), (id(2), 2), (id(3), 3)]);
+    assert_eq!(told(ledger.handle(1, Event::Tick)), [], "nothing has changed");
+    ledger.handle(2, room(1, 0));
+    assert_eq!(told(ledger.handle(3, Event::Tick)), [(id(2), 1), (id(3), 2)]);
+    // Where it runs it has none, and far behind not each step is worth a word.
+    assert_eq!(told(ledger.handle(4, held(1, 1, "a", true))), [(id(1), 0)]);
+    for number in 4..=100 {
+        ledger.handle(5, Event::Asked(asked(number)));
+    }
+    ledger.handle(6, room(1, 0));
+    let news = told(ledger.handle(7, Event::Tick));
+    assert!(news.contains(&(id(4), 2)) && news.len() <= 20, "{news:?}");
+}
+
+#[test]
 fn a_full_lane_refuses_with_an_honest_wait() {
     let mut ledger = ledger();
     // One owner alone has half of the four places, and one more when it was told to come back.

@@ -25,6 +25,15 @@ impl Ledger {
             true => self.retry(now, EAGER_RETRIES, actions),
             false => self.dispatch(now, actions),
         }
+        self.tell_places(actions);
+    }
+
+    /// Who waits hears how it goes on.
+    fn tell_places(&mut self, actions: &mut Vec<Action>) {
+        for (id, place) in self.lanes.numbers() {
+            let told = self.entries.get_mut(&id).and_then(|entry| entry.stand(place));
+            actions.extend(told);
+        }
     }
 
     fn act_on_time(&mut self, now: u64, id: QueryId, actions: &mut Vec<Action>) {

@@ -234,6 +234,8 @@ pub enum Action {
         node: Option<NodeName>,
         /// Running, else waiting.
         running: bool,
+        /// Which one it will be to be served, while it waits at the root; 0: not known.
+        place: u32,
     },
     /// Let a query wait although there may be room: too much is being sent again.
     Pause {
