@@ -2,8 +2,9 @@
 //!
 //! It runs under the real scheduler and the real runner; only tokens and time are made up. The text is a function of
 //! prompt, seed and position, so that a resumed answer goes on exactly. Prompts may carry markers, for tests:
-//! `[[count N]]` answers with the numbers from 1 to N, `[[loop N]]` with N numbers that begin again after four, `[[fail]]` makes the step fail that computes the prompt, `[[panic]]`
-//! makes it panic, and `[[abort]]` ends the whole process with it.
+//! `[[count N]]` answers with the numbers from 1 to N, `[[loop N]]` with N numbers that begin again after four, `[[hostile N]]` with N
+//! pieces of what no model should say, `[[fail]]` makes the step fail that computes the prompt, `[[panic]]` makes it panic, and
+//! `[[abort]]` ends the whole process with it.
 
 use std::borrow::Cow;
 use std::hash::Hasher;
@@ -28,8 +29,25 @@ const PAGE_TOKENS: u32 = 16;
 const END: u32 = 0;
 /// Tokens from here on are numbers; below are words.
 const NUMBERS: u32 = 1024;
+/// Tokens from here on are pieces of what no model should say.
+const HOSTILE: u32 = NUMBERS + (1 << 20);
 /// One more than the greatest token.
-const VOCABULARY: u32 = NUMBERS + (1 << 20);
+const VOCABULARY: u32 = HOSTILE + PIECES.len() as u32;
+
+/// What no model should say, and what it may become when it is put together: markup, scripts, links that lead astray, Markdown without
+/// end, commands to terminals, text that is read backwards. The last one stands for a line of 100,000 letters.
+#[rustfmt::skip]
+const PIECES: [&str; 40] = [
+    "<script>hit()</script>", "<img src=x onerror=hit()>", "<scr", "ipt>hit()", "</script>", "<svg onload=hit()>",
+    "<iframe src='javascript:hit()'>", "[a](javascript:hit())", "[b](JaVa\tScRiPt:hit())", "](", "javascript:hit()", ")", "[",
+    "![x](https://evil.example/pixel.png)", "![x](data:image/svg+xml,<svg/onload=hit()>)", "[https://bank.example](https://evil.example)",
+    "<https://evil.example/\"onmouseover=\"hit()>", "```html\n<b>", "\n```\n", "~~~\" onclick=\"hit()\n", "`", "``", "**", "_", "~~",
+    "\n\n| a | <b> |\n|---|---|\n| [x](vbscript:hit()) | `|` |\n\n", "\n\n- - - - - - - - - - - - x\n", "\n>>>>>>>>>>>>>>>>>>>> deep\n",
+    "\u{1b}[31mred\u{1b}[0m", "\u{1b}]8;;https://evil.example\u{1b}\\link", "\u{7}\u{8}\0", "file\u{202e}gnp.exe", "\u{2066}hidden\u{2069}",
+    "&lt;script&gt;", "&#106;avascript:hit()", "__proto__", "constructor", "\u{2028}\u{200b}\u{feff}", "data: [DONE]\n\n", "",
+];
+/// Letters of the longest line.
+const LINE: usize = 100_000;
 
 /// Numbers of an embedding.
 const WIDTH: u8 = 16;
@@ -171,6 +189,8 @@ enum Says {
     Numbers,
     /// 1 2 3 4 1 2 3 4 …
     Loop,
+    /// What no model should say.
+    Hostile,
 }
 
 #[derive(Clone, Copy)]
@@ -244,8 +264,9 @@ impl Language for Words {
         let ids: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         let count = |name| marker(text, name).and_then(|rest| rest.split("]]").next()?.trim().parse::<u32>().ok());
         let counted = count("[[count ").map(|count| (Says::Numbers, count));
-        let (says, length) =
-            counted.or_else(|| Some((Says::Loop, count("[[loop ")?))).unwrap_or((Says::Words, self.tokens_default));
+        let looped = || Some((Says::Loop, count("[[loop ")?));
+        let hostile = || Some((Says::Hostile, count("[[hostile ")?));
+        let (says, length) = counted.or_else(looped).or_else(hostile).unwrap_or((Says::Words, self.tokens_default));
         let failpoint = [("[[fail]]", Failpoint::Fail), ("[[panic]]", Failpoint::Panic), ("[[abort]]", Failpoint::Abort)]
             .into_iter()
             .find_map(|(marker, failpoint)| text.contains(marker).then_some(failpoint));
@@ -340,10 +361,17 @@ impl State {
         }
         match self.says {
             Says::Words => {}
-            Says::Numbers => return NUMBERS + (position + 1) % (VOCABULARY - NUMBERS),
+            Says::Numbers => return NUMBERS + (position + 1) % (HOSTILE - NUMBERS),
             Says::Loop => return NUMBERS + 1 + position % 4,
+            // Each once, and then in any order.
+            Says::Hostile if position < PIECES.len() as u32 => return HOSTILE + position,
+            Says::Hostile => {}
         }
         let random = hash(&[&self.key.to_le_bytes(), &position.to_le_bytes()]) as u32;
+        if matches!(self.says, Says::Hostile) {
+            // But for the long line, of which one is enough.
+            return HOSTILE + random % (PIECES.len() as u32 - 1);
+        }
         // Sentences of six tokens: opener, noun, verb, "the", noun, full stop.
         match position % 6 {
             0 => 1 + random % 16,
@@ -400,7 +428,11 @@ fn word(token: u32, first: bool) -> String {
         64..=95 => format!("{space}{}", VERBS[token as usize - 64]),
         96 => format!("{space}the"),
         97 => ".".into(),
-        NUMBERS.. => format!("{space}{}", token - NUMBERS),
+        NUMBERS..HOSTILE => format!("{space}{}", token - NUMBERS),
+        HOSTILE.. => match PIECES.get((token - HOSTILE) as usize) {
+            Some(piece) if !piece.is_empty() => (*piece).to_owned(),
+            _ => "a".repeat(LINE),
+        },
         _ => format!("{space}w{token}"),
     }
 }

@@ -1,7 +1,14 @@
-"""A model that says what no model should: the page shows it as text, and nothing of it runs, loads, or leads astray."""
+"""A model that says what no model should: the page shows it as text, and nothing of it runs, loads, or leads astray.
+
+Usage: page_hostile.py URL (of a tree without weights)
+"""
+
+import sys
 
 from browser import answered, ask, expect, last, run
 from stage import Says
+
+URL = sys.argv.pop(1)
 
 ESC = "\x1b"
 HOSTILE = {
@@ -104,6 +111,33 @@ def nothing_that_is_said_runs_or_loads(person, stage):
     assert page.evaluate("globalThis.hits") is None
 
 
+def a_real_trees_worst_words_are_text(person, stage):
+    context = person.profile()
+    page = person.page(context, URL)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate("() => { globalThis.hit = () => { globalThis.hits = true; }; }")
+    for words in ("[[hostile 40]]", "[[hostile 400]]", "<b onclick=hit()> [[hostile 90]]"):
+        page.get_by_role("button", name="New conversation").first.click()
+        ask(page, words)
+        answered(page)
+        expect(last(page)).to_contain_text("aaaaaaaaaa")
+        wrong = last(page).evaluate(CHECK)
+        assert not wrong, (words, wrong)
+        # Whole, from where it is kept, as it was when it grew.
+        grown = last(page).inner_text()
+        page.reload()
+        expect(last(page)).to_contain_text("aaaaaaaaaa")
+        assert last(page).inner_text() == grown
+        assert not last(page).evaluate(CHECK)
+        page.evaluate("() => { globalThis.hit = () => { globalThis.hits = true; }; }")
+    # What was found among it is an excerpt, and as harmless.
+    page.locator("#search").fill("evil example")
+    expect(page.locator("#talks a").first).to_contain_text("evil.example")
+    assert all(each.startswith((URL, "blob:")) for each in asked), [each for each in asked if not each.startswith(URL)]
+    assert page.locator("#talks img, #talks script, #talks b").count() == 0 and page.evaluate("globalThis.hits") is None
+
+
 def a_link_says_where_it_leads(person, stage):
     context = person.profile()
     page = person.page(context, stage.url)
@@ -148,6 +182,7 @@ def a_growing_answer_touches_only_its_end(person, stage):
 if __name__ == "__main__":
     run([
         nothing_that_is_said_runs_or_loads,
+        a_real_trees_worst_words_are_text,
         a_link_says_where_it_leads,
         any_text_is_safe_and_looks_the_same_whole_or_grown,
         a_growing_answer_touches_only_its_end,
