@@ -20,6 +20,8 @@ const TEMPERATURE = 0.8;
 export class Answers {
   /** @type {Map<string, {talk: Conversation, said: Said, controller: AbortController, lost: boolean}>} */
   #running = new Map();
+  /** Those that another tab may follow. @type {Set<string>} */
+  #awaited = new Set();
 
   /** @param {(talk: Conversation, said: Said) => void} changed told about every change */
   constructor(changed) {
@@ -66,15 +68,16 @@ export class Answers {
 
   /** Goes on with an answer that ended with its page, or with another tab. @param {Conversation} talk @param {Said} said */
   async resume(talk, said) {
-    if (this.runs(said) || !said.request) return;
+    if (this.runs(said) || this.#awaited.has(said.id) || !said.request) return;
     if (!navigator.locks) return this.#run(talk, said);
+    this.#awaited.add(said.id);
     // Whoever follows it holds this; the page that is gone does not.
     await navigator.locks.request(lock(said), async () => {
-      const kept = (await home.load(talk.id))?.said.get(said.id);
+      const kept = (await home.load(talk.id, true))?.said.get(said.id);
       if (kept) Object.assign(said, kept);
       if (said.state === 'waiting' || said.state === 'streaming') await this.#follow(talk, said);
       else this.changed(talk, said);
-    });
+    }).finally(() => this.#awaited.delete(said.id));
   }
 
   /** Asks again for what was refused or failed, in its place. @param {Conversation} talk @param {Said} said */

@@ -8,8 +8,9 @@ import { at, element } from '/dom.js';
 import * as home from '/home.js';
 import { keep, recall } from '/kept.js';
 import { about, adjust, best, pickModel } from '/options.js';
-import { arrived, choose, signIn } from '/servers.js';
+import { arrived, choose, session, signIn } from '/servers.js';
 import { settings } from '/settings.js';
+import { link, shared } from '/share.js';
 import { Side } from '/side.js';
 import { Thread } from '/thread.js';
 import { sentence } from '/turn.js';
@@ -35,12 +36,14 @@ let models = [];
 /** Why there are none. @type {api.ApiError|null} */
 let unreachable = null;
 let looked = false;
+/** What is shown is somebody's that shared it. */
+let reading = false;
 /** @type {ReturnType<typeof setTimeout>|undefined} */
 let looking;
 
 const model = () => models.find(({ id }) => id === talk.model);
 const mode = () => talk.mode ?? best(model());
-const canAsk = () => models.length > 0 && !answers.in(talk);
+const canAsk = () => models.length > 0 && !answers.in(talk) && !reading;
 
 const answers = new Answers((changedTalk, said) => {
   if (changedTalk.id === talk.id) {
@@ -119,14 +122,28 @@ async function look() {
     if (!(error instanceof api.ApiError)) throw error;
     models = [];
     unreachable = error;
-    if (error.status === 401) signIn();
+    if (error.status === 401 && !reading) signIn();
   }
   looked = true;
+  if (!unreachable) begin().catch(console.warn);
   if (models.length === 0) looking = setTimeout(look, LOOK_AGAIN);
   else if (!model() && talk.said.size === 0) talk.model = (models.find(({ id }) => id === recall('model')) ?? models[0]).id;
   draw();
   thread.show(talk);
 }
+
+/** Begins to share the conversations with the API, where it keeps them. */
+function begin() {
+  begun ??= session().then(async (who) => {
+    if (who === null) begun = null;
+    const count = await home.begin(who?.keeps ?? null);
+    if (who?.keeps) side.draw();
+    if (count > 0) notice(t('kept.now', { n: count }));
+  });
+  return begun;
+}
+/** @type {Promise<void>|null} */
+let begun = null;
 
 // ---- The conversation that is shown
 
@@ -135,12 +152,13 @@ async function show(id, said = null) {
   const before = talk;
   if (answers.in(/** @type {Conversation} */ ({ id })) && before.id === id) return thread.toEnd();
   const under = shownBefore.get(id);
-  const loaded = under && answers.in(under) ? under : await home.load(id).catch(() => null);
+  const loaded = under && answers.in(under) ? under : await home.load(id).catch(() => null) ?? await begin().then(() => home.load(id)).catch(() => null);
   if (!loaded) {
     notice(t('talk.gone'));
     return fresh();
   }
   talk = loaded;
+  reading = false;
   shownBefore.set(id, talk);
   for (const [other, each] of shownBefore) if (each !== talk && !answers.in(each)) shownBefore.delete(other);
   if (said !== null) {
@@ -150,6 +168,29 @@ async function show(id, said = null) {
   if (location.hash !== `#c=${id}`) history.pushState(null, '', `#c=${id}`);
   opened();
   if (said !== null) thread.toSaid(said);
+  resume();
+}
+
+/** Shows what a link leads to. @param {string} id */
+async function read(id) {
+  try {
+    reading = true;
+    talk = await shared(id);
+    opened();
+  } catch (error) {
+    notice(error instanceof api.ApiError ? sentence(error.message) : String(error), { name: t('close'), act: () => {} });
+    fresh();
+  }
+}
+
+at('keep').addEventListener('click', async () => {
+  await home.save(talk);
+  show(talk.id);
+  side.draw();
+});
+
+/** Goes on with what is under way. */
+function resume() {
   for (const each of talk.said.values()) {
     if ((each.state === 'waiting' || each.state === 'streaming') && !answers.runs(each)) answers.resume(talk, each).catch(console.error);
   }
@@ -159,10 +200,11 @@ const shownBefore = new Map();
 
 /** A new conversation, asked as the person likes it. */
 function fresh() {
+  reading = false;
   const defaults = recall('defaults') ?? {};
   talk = conversation({ model: recall('model') ?? '', ...defaults });
   if (!model() && models.length > 0) talk.model = models[0].id;
-  if (location.hash.startsWith('#c=')) history.pushState(null, '', location.pathname);
+  if (/^#[cs]=/.test(location.hash)) history.pushState(null, '', location.pathname);
   opened();
   prompt.focus({ preventScroll: true });
 }
@@ -185,11 +227,13 @@ function draw() {
   at('turns').hidden = empty;
   document.title = talk.title === '' ? 'Banyan' : `${talk.title} · Banyan`;
   at('title').textContent = talk.title;
-  at('talk-more').hidden = empty;
+  at('talk-more').hidden = empty || reading;
   at('model-name').textContent = talk.model || t(looked ? 'model.none' : 'model.looking');
   at('model-is').textContent = known ? t(mode() === 'chat' ? 'model.chats' : 'model.completes') : '';
   at('tuned').hidden = talk.system.trim() === '' && Object.keys(talk.parameters).length === 0;
-  at('offline').hidden = !looked || models.length > 0;
+  at('offline').hidden = !looked || models.length > 0 || reading;
+  at('reading').hidden = !reading;
+  at('composer').hidden = reading;
   at('offline-text').textContent = unreachable ? t('offline', { reason: sentence(unreachable.message) }) : t('model.start');
   if (empty) greet(known);
   composerState();
@@ -390,8 +434,15 @@ async function changedElsewhere() {
   if (talk.said.size > 0 && !answers.in(talk) && !await home.load(talk.id)) fresh();
 }
 
+/** @type {ReturnType<typeof setTimeout>|undefined} */
+let drawing;
+
 home.watch(async ({ changed, removed }) => {
-  side.draw();
+  // Many may come at once.
+  drawing ??= setTimeout(() => {
+    drawing = undefined;
+    side.draw();
+  }, 50);
   if (removed === talk.id) return fresh();
   if (changed !== talk.id || answers.in(talk)) return;
   // Another tab writes to what is shown here: what was said joins, and the branch that is read stays.
@@ -408,11 +459,14 @@ home.watch(async ({ changed, removed }) => {
   talk.title = kept.title;
   draw();
   thread.show(talk);
+  resume();
 });
 
 const named = () => /^#c=(\w+)$/.exec(location.hash)?.[1];
 addEventListener('popstate', () => {
   const id = named();
+  const shown = link();
+  if (shown) return read(shown);
   if (id && id !== talk.id) show(id);
   else if (!id && talk.said.size > 0) fresh();
 });
@@ -422,9 +476,14 @@ addEventListener('offline', look);
 await speak(recall('language') ?? preferred(navigator.languages));
 arrived(location.hash);
 expanded();
-const shown = named();
-await Promise.all([shown ? show(shown) : fresh(), side.draw(), look()]);
+const [shown, lent] = [named(), link()];
+await Promise.all([lent ? read(lent) : shown ? show(shown) : fresh(), side.draw(), look()]);
 performance.mark('banyan-ready');
+// An installed page has no field for addresses.
+if (matchMedia('(display-mode: standalone)').matches && !recall('asked')) {
+  keep('asked', true);
+  choose(t('servers.which'));
+}
 
 if ('serviceWorker' in navigator && isSecureContext) {
   // The one script address that is made from a text.

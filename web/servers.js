@@ -48,8 +48,8 @@ export function arrived(hash) {
   notice(t('servers.from', { server }), { name: t('servers.remember'), act: () => add(server) });
 }
 
-/** Shows them all. */
-export function choose() {
+/** Shows them all. @param {string} [title] */
+export function choose(title = t('servers')) {
   const list = element('ul', { class: 'models' });
   const show = () => list.replaceChildren(...known().map((server) => {
     const here = server === location.origin;
@@ -73,16 +73,18 @@ export function choose() {
     show();
   } }, input, element('button', { type: 'submit', class: 'strong' }, t('servers.add')));
   show();
-  const dialog = open(t('servers'), 'pick', list, form, wrong, element('p', { class: 'hint' }, t('servers.hint')));
+  const dialog = open(title, 'pick', list, form, wrong, element('p', { class: 'hint' }, t('servers.hint')));
 }
 
 const SESSION = '/v1/session';
 
-/** Whether one is signed in; null where the API needs no key, or can't be asked. @returns {Promise<boolean|null>} */
-export async function signedIn() {
+/**
+ * Who one is; null where the API can't be asked.
+ * @returns {Promise<{required: boolean, signed_in: boolean, keeps?: string}|null>}
+ */
+export async function session() {
   try {
-    const session = await (await ask(SESSION)).json();
-    return session.required ? session.signed_in === true : null;
+    return await (await ask(SESSION)).json();
   } catch {
     return null;
   }

@@ -4,7 +4,7 @@ import { confirm, notice, open } from '/dialog.js';
 import { download, element } from '/dom.js';
 import * as home from '/home.js';
 import { keep, recall } from '/kept.js';
-import { choose, signedIn, signIn, signOut } from '/servers.js';
+import { choose, session, signIn, signOut } from '/servers.js';
 import { fromJson, toJson } from '/transfer.js';
 import { LANGUAGES, t } from '/words.js';
 
@@ -42,9 +42,9 @@ export async function settings({ spoken, changed }) {
       dialog.close();
       changed();
     } }, t('remove.all')));
-  const session = await signedIn();
-  const key = session === null ? null : element('div', { class: 'row' }, session
-    ? element('button', { type: 'button', class: 'plain', onclick: () => signOut().then(() => location.reload()) }, t('sign.out'))
+  const who = await session();
+  const key = !who?.required ? null : element('div', { class: 'row' }, who.signed_in
+    ? element('button', { type: 'button', class: 'plain', onclick: () => signOut().then(home.end).then(() => location.reload()) }, t('sign.out'))
     : element('button', { type: 'button', class: 'plain', onclick: () => signIn() }, t('sign.in')));
   const dialog = open(t('settings'), 'settings', theme, tongue,
     element('h3', {}, t('conversations')), data,

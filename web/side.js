@@ -3,6 +3,7 @@
 import { ask, confirm, menu } from '/dialog.js';
 import { at, download, element, icon } from '/dom.js';
 import * as home from '/home.js';
+import { share } from '/share.js';
 import { fileName, toJson, toMarkdown } from '/transfer.js';
 import { language, t } from '/words.js';
 
@@ -14,6 +15,7 @@ const TYPING = 120;
 
 const DAY = 86_400_000;
 
+/** @import {Found, Summary} from './cache.js' */
 /** @typedef {{opened: (id: string, said: string|null) => void, removed: (id: string) => void, renamed: (id: string, title: string) => void, running: (id: string) => boolean}} Told */
 
 export class Side {
@@ -78,10 +80,10 @@ export class Side {
     this.mark(this.#current);
   }
 
-  /** @param {home.Summary[]} all */
+  /** @param {Summary[]} all */
   #all(all) {
     if (all.length === 0) return [element('p', { class: 'hint' }, t('talks.none'))];
-    /** @type {Map<string, home.Summary[]>} */
+    /** @type {Map<string, Summary[]>} */
     const groups = new Map();
     for (const talk of all.slice(0, this.#shown)) {
       const day = dayOf(talk.updated);
@@ -98,7 +100,7 @@ export class Side {
     return nodes;
   }
 
-  /** @param {home.Found[]} found */
+  /** @param {Found[]} found */
   #found(found) {
     if (found.length === 0) return [element('p', { class: 'hint', role: 'status' }, t('search.none'))];
     return [element('section', {}, element('h2', { role: 'status' }, t('search.found', { n: found.length })),
@@ -133,6 +135,7 @@ export class Side {
         this.told.renamed(id, given);
         this.draw();
       } },
+      ...(home.isKept() ? [{ name: t('share'), act: () => share(id) }] : []),
       { name: t('export.md'), act: () => exported('md') },
       { name: t('export.json'), act: () => exported('json') },
       { name: t('remove'), danger: true, act: async () => {

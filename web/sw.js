@@ -4,9 +4,9 @@ const NAME = 'banyan-page';
 /** The server is asked first, so that a new one's page is there at once; then it has this long, in milliseconds. */
 const PATIENCE = 3000;
 const PARTS = [
-  '/', '/answers.js', '/api.js', '/app.js', '/conversation.js', '/dialog.js', '/dom.js', '/highlight.js', '/home.js',
+  '/', '/answers.js', '/api.js', '/app.js', '/cache.js', '/conversation.js', '/dialog.js', '/dom.js', '/highlight.js', '/home.js',
   '/icon-192.png', '/icon.svg', '/icons.svg', '/inline.js', '/kept.js', '/manifest.webmanifest', '/markdown.js', '/options.js',
-  '/render.js', '/servers.js', '/settings.js', '/side.js', '/style.css', '/theme.js', '/thread.js', '/transfer.js', '/turn.js',
+  '/render.js', '/servers.js', '/settings.js', '/share.js', '/side.js', '/style.css', '/theme.js', '/thread.js', '/transfer.js', '/turn.js',
   '/why.js', '/words.js', '/words/en.js', '/words/es.js', '/words/zh.js',
 ];
 

@@ -27,6 +27,11 @@ impl Hosts {
         Hosts { loopback: listening.ip().to_canonical().is_loopback(), further }
     }
 
+    /// Whether only who sits at this machine can ask: then everybody is one person.
+    pub(crate) fn is_one_persons(&self) -> bool {
+        self.loopback && self.further.is_empty()
+    }
+
     /// Whether a request may be served: what it was addressed to, and which page it comes from, must be ours.
     fn check(&self, request: &Parts) -> Result<(), Error> {
         let mut named = request.headers.get_all(header::HOST).iter();

@@ -108,7 +108,12 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/v1/conversations", get(conversations::list).post(conversations::create))
         .route("/v1/conversations/search", get(conversations::search))
-        .route("/v1/conversations/{id}", get(conversations::one).patch(conversations::rename).delete(conversations::delete))
+        .route(
+            "/v1/conversations/{id}",
+            get(conversations::one).put(conversations::put).patch(conversations::rename).delete(conversations::delete),
+        )
+        .route("/v1/conversations/{id}/share", post(conversations::share).delete(conversations::revoke))
+        .route("/v1/shares/{id}", get(conversations::shared))
         .route("/v1/conversations/{id}/messages", post(conversations::append))
         .route(session::PATH, get(session::read).post(session::open).delete(session::close))
         .route("/v1/usage", get(usage::usage))

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     body::Whole,
+    caller::EVERYBODY,
     openai::{Documented, Error, Field, Fields, Text, object_schema},
     routes::Context,
 };
@@ -44,6 +45,9 @@ pub(crate) struct Session {
     required: bool,
     /// Whether a good one was.
     signed_in: bool,
+    /// Whose history the API keeps for this page; none where it keeps nothing, or where nothing tells people apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keeps: Option<String>,
 }
 
 /// What the cookie says, where there is one.
@@ -56,8 +60,11 @@ pub(crate) fn secret(headers: &HeaderMap) -> Option<&str> {
 /// Whether one is signed in.
 pub(crate) async fn read(State(context): State<Context>, headers: HeaderMap) -> Response {
     let required = context.keyring.check(None).is_err();
-    let signed_in = required && context.keyring.check(secret(&headers)).is_ok();
-    ([(header::CACHE_CONTROL, "no-store")], Json(Session { object: "session", required, signed_in })).into_response()
+    let known = context.keyring.check(secret(&headers)).ok();
+    let signed_in = required && known.is_some();
+    let keeps = known.filter(|key| context.store.is_some() && (key.is_some() || context.hosts.is_one_persons()));
+    let keeps = keeps.map(|key| key.map_or(EVERYBODY.to_owned(), |key| key.id.clone()));
+    ([(header::CACHE_CONTROL, "no-store")], Json(Session { object: "session", required, signed_in, keeps })).into_response()
 }
 
 /// Signs in.

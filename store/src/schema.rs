@@ -12,7 +12,9 @@ struct Step {
     postgres: &'static str,
 }
 
-const STEPS: [Step; 1] = [Step {
+const STEPS: [Step; 2] = [FIRST, BRANCHES];
+
+const FIRST: Step = Step {
     both: "
         CREATE TABLE keys (
             id TEXT PRIMARY KEY,
@@ -154,7 +156,34 @@ const STEPS: [Step; 1] = [Step {
         END;
     ",
     postgres: "CREATE INDEX message_words ON messages USING GIN (to_tsvector('simple', words));",
-}];
+};
+
+/// Messages have names and parents, so that a conversation branches; they and conversations can be changed, and be shared.
+const BRANCHES: Step = Step {
+    both: "
+        ALTER TABLE conversations ADD COLUMN extra TEXT;
+        ALTER TABLE conversations ADD COLUMN revision BIGINT NOT NULL DEFAULT 0;
+        ALTER TABLE messages ADD COLUMN id TEXT;
+        ALTER TABLE messages ADD COLUMN parent TEXT;
+        ALTER TABLE messages ADD COLUMN extra TEXT;
+        UPDATE messages SET id = 'm' || position;
+        UPDATE messages SET parent = 'm' || (position - 1) WHERE position > 0;
+        CREATE UNIQUE INDEX messages_by_id ON messages (conversation_id, id);
+        CREATE TABLE shares (
+            id TEXT PRIMARY KEY,
+            conversation_id TEXT NOT NULL UNIQUE REFERENCES conversations (id) ON DELETE CASCADE,
+            created_ms BIGINT NOT NULL,
+            snapshot TEXT NOT NULL
+        );
+    ",
+    sqlite: "
+        CREATE TRIGGER messages_changed AFTER UPDATE OF words ON messages BEGIN
+            INSERT INTO message_words (message_words, rowid, words) VALUES ('delete', old.number, old.words);
+            INSERT INTO message_words (rowid, words) VALUES (new.number, new.words);
+        END;
+    ",
+    postgres: "",
+};
 
 /// Replicas that start together migrate one after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7236201441)";

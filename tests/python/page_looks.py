@@ -1,6 +1,6 @@
 """How the page looks and is read: every view in both sizes, both themes and all languages, through axe; screenshots are kept.
 
-Usage: page_looks.py AXE.JS FOLDER
+Usage: page_looks.py AXE.JS FOLDER URL (of a tree without weights whose API is open, and has a store)
 """
 
 import pathlib
@@ -10,7 +10,7 @@ import sys
 from browser import DESK, PHONE, answered, ask, expect, run
 from stage import WEB, Says
 
-AXE, SHOTS = pathlib.Path(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1))
+AXE, SHOTS, URL = pathlib.Path(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1)), sys.argv.pop(1).rstrip("/")
 ANSWER = """A banyan is a **fig** that begins its life on another tree; see [its page](https://example.org/banyan).
 
 ## How it grows
@@ -104,6 +104,30 @@ def windows(page, stage, name):
     expect(page.locator("#offline")).to_be_hidden()
 
 
+def links_look_well_to_who_makes_and_who_reads_them(person, stage):
+    for look in WINDOWS:
+        size, theme, language = look
+        name = f"{size}-{theme}-{language}"
+        page = person.page(person.profile(PHONE if size == "phone" else DESK, language, theme), URL)
+        page.evaluate(AXE.read_text())
+        ask(page, f"[[count 30]] {name}")
+        answered(page)
+        page.locator("#talk-more").click()
+        page.locator(".menu button").nth(1).click()
+        expect(page.locator(".sharing button")).to_have_count(1)
+        seen(page, f"{name}-share")
+        page.locator(".sharing button").click()
+        address = page.locator(".sharing input").input_value()
+        seen(page, f"{name}-shared")
+        page.goto("about:blank")
+        page.goto(address)
+        page.evaluate(AXE.read_text())
+        expect(page.locator("#reading")).to_be_visible()
+        seen(page, f"{name}-reading")
+        page.context.close()
+    assert not WRONG, "\n".join(WRONG)
+
+
 def every_language_has_every_word(person, stage):
     page = person.page(person.profile(), stage.url)
     words = page.evaluate(
@@ -143,4 +167,4 @@ def the_page_can_be_installed(person, stage):
 
 
 if __name__ == "__main__":
-    run([axe_finds_nothing_on_any_view, every_language_has_every_word, the_page_can_be_installed])
+    run([axe_finds_nothing_on_any_view, links_look_well_to_who_makes_and_who_reads_them, every_language_has_every_word, the_page_can_be_installed])

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use banyan_store::{
-    BatchStatus, Error, LineState, NewBatch, NewFile, NewKey, NewLine, NewMessage, Outcome, Problem, Record, Settlement, Store,
-    Target, Wanted, day_of, unix_ms,
+    BatchStatus, Changes, Error, LineState, Message, NewBatch, NewFile, NewKey, NewLine, NewMessage, Outcome, Problem, Record,
+    Settlement, Store, Target, Wanted, day_of, unix_ms,
 };
 
 /// An empty place for a store. Opened twice, it is one store of two APIs.
@@ -31,6 +31,8 @@ macro_rules! store_scenarios {
             what_was_reserved_is_settled_and_summed_by_day_key_model_and_node,
             conversations_belong_to_their_owner_and_go_on_at_any_replica,
             words_are_found_however_they_are_written,
+            a_history_that_clients_keep_too_branches_changes_and_is_deleted_once,
+            a_link_leads_to_what_was_shared_until_it_is_revoked,
             files_come_back_as_they_went_in,
             a_batch_is_worked_on_by_one_and_no_line_ends_twice,
             batches_that_end_early_tell_every_line_why,
@@ -188,7 +190,7 @@ pub async fn conversations_belong_to_their_owner_and_go_on_at_any_replica(place:
 pub async fn words_are_found_however_they_are_written(place: &Place) {
     let store = place.open().await;
     let one = store.create_conversation("me", "one").await.unwrap();
-    let texts = ["The Banyan's roots, über-deep", "a tree_house of 42 rooms", "nothing", "ROOTS again"];
+    let texts = ["The Banyan's roots, über-deep", "a tree_house of 42 rooms", "今天天气很好", "ROOTS again"];
     store.append("me", &one.id, texts.map(|text| said("user", text)).to_vec()).await.unwrap();
     let other = store.create_conversation("you", "other").await.unwrap();
     store.append("you", &other.id, vec![said("user", "roots of another owner")]).await.unwrap();
@@ -198,6 +200,8 @@ pub async fn words_are_found_however_they_are_written(place: &Place) {
         ("banyan deep", vec![0]),
         ("hous", vec![1]),
         ("42", vec![1]),
+        ("天气", vec![2]),
+        ("气天", vec![]),
         ("roots house", vec![]),
         ("'; DROP TABLE messages; --", vec![]),
         ("\" OR *:* & | ! ( ) NEAR", vec![]),
@@ -210,6 +214,95 @@ pub async fn words_are_found_however_they_are_written(place: &Place) {
     store.delete_conversation("me", &one.id).await.unwrap();
     assert!(store.search("me", "roots", 10).await.unwrap().is_empty());
     assert_eq!(store.search("you", "roots", 10).await.unwrap().len(), 1);
+}
+
+fn named(id: &str, parent: Option<&str>, content: &str) -> Message {
+    Message {
+        position: 0,
+        id: id.to_owned(),
+        parent: parent.map(str::to_owned),
+        role: "user".to_owned(),
+        content: content.to_owned(),
+        model: String::new(),
+        node: String::new(),
+        created_ms: 5,
+        extra: Some(r#"{"state":"done"}"#.to_owned()),
+    }
+}
+
+/// See its name.
+pub async fn a_history_that_clients_keep_too_branches_changes_and_is_deleted_once(place: &Place) {
+    let (here, there) = (place.open().await, place.open().await);
+    assert_eq!(here.revision("me").await.unwrap(), 0);
+    let whole = Changes {
+        title: Some("Trees".into()),
+        updated_ms: Some(i64::MAX),
+        extra: Some(r#"{"leaf":"b"}"#.into()),
+        messages: vec![named("a", None, "roots"), named("b", Some("a"), "leaves"), named("c", Some("a"), "twigs")],
+        ..Changes::default()
+    };
+    let begun = here.change_conversation("me", "talk", whole.clone()).await.unwrap();
+    assert_eq!((begun.before, begun.conversation.messages, &*begun.conversation.title), (0, 3, "Trees"));
+    assert!(begun.conversation.updated_ms <= unix_ms(), "no clock puts it above all others");
+    let known = begun.conversation.revision;
+    assert_eq!(there.revision("me").await.unwrap(), known);
+    assert_eq!(there.conversation("me", "talk").await.unwrap(), begun.conversation, "found by its client's name");
+    let read = there.messages("me", "talk", 10).await.unwrap();
+    let shown = |messages: &[Message]| {
+        messages.iter().map(|one| (one.id.clone(), one.parent.clone(), one.content.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&read), shown(&whole.messages));
+    assert_eq!(read[0].extra.as_deref(), Some(r#"{"state":"done"}"#));
+
+    // Two change it at once: what each said is there, and both hear that there is more than they know.
+    let add = |store: &Store, id: &'static str| {
+        let store = store.clone();
+        let changes = Changes { known: Some(known), messages: vec![named(id, Some("b"), id)], ..Changes::default() };
+        async move { store.change_conversation("me", "talk", changes).await.unwrap() }
+    };
+    let (one, other) = tokio::join!(add(&here, "d"), add(&there, "e"));
+    assert_eq!([one.before, other.before].iter().filter(|before| **before == known).count(), 1, "{one:?} {other:?}");
+    let changes = Changes {
+        messages: vec![named("c", Some("b"), "birds")],
+        removed: vec!["a".into(), "none".into()],
+        ..Changes::default()
+    };
+    let changed = here.change_conversation("me", "talk", changes).await.unwrap();
+    assert_eq!((changed.conversation.messages, &*changed.conversation.title), (4, "Trees"));
+    assert!(there.search("me", "twigs", 5).await.unwrap().is_empty(), "nobody says so any more");
+    let found = there.search("me", "birds", 5).await.unwrap();
+    assert_eq!((&*found[0].message_id, found[0].client_id.as_deref()), ("c", Some("talk")));
+    let appended = here.append("me", "talk", vec![said("user", "by other ways")]).await.unwrap();
+    assert_eq!(appended.messages, 5);
+    let last = here.messages("me", "talk", 1).await.unwrap().remove(0);
+    assert!(last.parent.is_some() && last.id.starts_with('m'), "{last:?}");
+
+    // Another owner's is another one, and what was deleted is not begun again by who has not heard.
+    assert_eq!(there.change_conversation("you", "talk", Changes::default()).await.unwrap().before, 0);
+    there.delete_conversation("me", "talk").await.unwrap();
+    let late = Changes { known: Some(known), ..whole };
+    assert!(matches!(here.change_conversation("me", "talk", late).await, Err(Error::Missing(_))));
+    assert!(here.revision("me").await.unwrap() > appended.revision);
+}
+
+/// See its name.
+pub async fn a_link_leads_to_what_was_shared_until_it_is_revoked(place: &Place) {
+    let (here, there) = (place.open().await, place.open().await);
+    here.change_conversation("me", "talk", Changes::default()).await.unwrap();
+    assert_eq!(there.share_of("me", "talk").await.unwrap(), None);
+    assert!(matches!(there.share("you", "talk", "{}").await, Err(Error::Missing(_))));
+    let first = here.share("me", "talk", "first").await.unwrap();
+    assert_eq!(there.shared(&first.id).await.unwrap(), "first");
+    let again = there.share("me", "talk", "second").await.unwrap();
+    assert_eq!((again.id.as_str(), here.shared(&first.id).await.unwrap().as_str()), (first.id.as_str(), "second"));
+    assert_eq!(here.share_of("me", "talk").await.unwrap(), Some(again));
+    assert!(matches!(there.revoke_share("you", "talk").await, Err(Error::Missing(_))));
+    there.revoke_share("me", "talk").await.unwrap();
+    assert!(matches!(here.shared(&first.id).await, Err(Error::Missing(_))));
+    let another = here.share("me", "talk", "third").await.unwrap();
+    assert_ne!(another.id, first.id, "a link that was revoked stays so");
+    here.delete_conversation("me", "talk").await.unwrap();
+    assert!(matches!(there.shared(&another.id).await, Err(Error::Missing(_))));
 }
 
 /// See its name.

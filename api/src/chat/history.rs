@@ -46,7 +46,7 @@ impl History {
         match read.await {
             Ok((conversation, messages)) => {
                 (history.id, history.count) = (Some(conversation.id), conversation.messages);
-                history.messages = messages.into_iter().map(Said::read).collect();
+                history.messages = branch(messages);
             }
             Err(error) => history.troubled(&error),
         }
@@ -119,6 +119,20 @@ impl History {
             _ => "unavailable",
         });
     }
+}
+
+/// Those that lead to the last one: a page's conversation has others beside them.
+fn branch(messages: Vec<banyan_store::Message>) -> Vec<Said> {
+    let mut wanted = messages.last().map(|last| last.id.clone());
+    let mut found: Vec<Said> = Vec::new();
+    for message in messages.into_iter().rev() {
+        if wanted.as_ref() == Some(&message.id) {
+            wanted.clone_from(&message.parent);
+            found.push(Said::read(message));
+        }
+    }
+    found.reverse();
+    found
 }
 
 impl Said {

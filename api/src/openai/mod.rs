@@ -21,7 +21,7 @@ pub(crate) use comeback::Comeback;
 pub(crate) use completions::completions;
 pub(crate) use embeddings::embeddings;
 pub(crate) use error::Error;
-pub(crate) use field::{Documented, Field, Other, Text, object_schema};
+pub(crate) use field::{Documented, Field, Integer, Other, Text, object_schema};
 pub(crate) use fields::{Fields, expected};
 pub(crate) use models::{model, models};
 pub(crate) use order::{Dialect, Order};

@@ -13,6 +13,8 @@ pub(super) fn paths() -> Value {
     let get = |summary: &str, schema: &str, parameters: &[Value]| reads(summary, ("200", "It.", schema), parameters, &FAILURES);
     let page = [query("limit", "At most so many.", "integer"), query("after", "Those behind the one of that id.", "string")];
     let (file, batch, conversation) = (id("The file's."), id("The batch's."), id("The conversation's."));
+    let mut conversations = get("All conversations", "List", &page);
+    conversations["responses"]["304"] = described("Nothing has changed since the tag that `If-None-Match` names.");
     let upload = json!({ "multipart/form-data": { "schema": {
         "type": "object",
         "properties": { "purpose": { "const": "batch" }, "file": { "type": "string", "format": "binary" } },
@@ -59,7 +61,7 @@ pub(super) fn paths() -> Value {
         "/v1/batches/{id}": { "get": get("One batch", "Kept", std::slice::from_ref(&batch)) },
         "/v1/batches/{id}/cancel": { "post": get("Wants no more of a batch", "Kept", &[batch]) },
         "/v1/conversations": {
-            "get": get("All conversations", "List", &page),
+            "get": conversations,
             "post": written("Begins a conversation", conversations::title_schema(), "Kept", &[]),
         },
         "/v1/conversations/search": { "get": get(
@@ -71,14 +73,23 @@ pub(super) fn paths() -> Value {
                 "One conversation, with its last messages", "Kept",
                 &[conversation.clone(), query("last", "So many messages from its end.", "integer")],
             ),
+            "put": written(
+                "Changes a conversation, or begins it under its client's name", conversations::changes_schema(), "Kept",
+                std::slice::from_ref(&conversation),
+            ),
             "patch": written(
                 "Gives a conversation another title", conversations::title_schema(), "Kept", std::slice::from_ref(&conversation),
             ),
             "delete": get("Deletes a conversation", "Kept", std::slice::from_ref(&conversation)),
         },
         "/v1/conversations/{id}/messages": {
-            "post": written("Adds to a conversation", conversations::messages_schema(), "Kept", &[conversation]),
+            "post": written("Adds to a conversation", conversations::messages_schema(), "Kept", std::slice::from_ref(&conversation)),
         },
+        "/v1/conversations/{id}/share": {
+            "post": written("Makes a link to a conversation as it is now", conversations::share_schema(), "Kept", std::slice::from_ref(&conversation)),
+            "delete": get("Makes its link lead nowhere", "Kept", &[conversation]),
+        },
+        "/v1/shares/{id}": { "get": get("What a link leads to; it needs no key", "Kept", &[id("The link's.")]) },
         "/v1/session": {
             "get": reads("Whether one is signed in", ("200", "It.", "Session"), &[], &["403"]),
             "post": sign_in,

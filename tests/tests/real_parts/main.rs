@@ -138,16 +138,28 @@ async fn every_feature_of_the_page_does_what_a_person_expects() {
 
 #[tokio::test]
 async fn a_hostile_models_words_are_shown_and_nothing_of_them_runs() {
+    let up = Banyan::up("--nodes 1 --token-time 1ms").await;
+    let page = up.fact("page").await;
     let _alone = BROWSER.lock().await;
-    passed(&python("page_hostile.py", &[]).await);
+    passed(&python("page_hostile.py", &[page.trim_end_matches('/')]).await);
+}
+
+#[tokio::test]
+async fn what_is_said_on_the_page_is_kept_by_the_api_for_every_browser() {
+    let up = Banyan::up("--nodes 2 --token-time 40ms").await;
+    let page = up.fact("page").await;
+    let _alone = BROWSER.lock().await;
+    passed(&python("page_histories.py", &[&page]).await);
 }
 
 #[tokio::test]
 async fn the_page_is_read_by_everyone_in_every_size_theme_and_language() {
     let axe = packages().join("node_modules/axe-core/axe.min.js");
     let shots = Path::new(env!("CARGO_MANIFEST_DIR")).join("../artifacts/page");
+    let up = Banyan::up("--nodes 2 --token-time 1ms").await;
+    let page = up.fact("page").await;
     let _alone = BROWSER.lock().await;
-    passed(&python("page_looks.py", &[axe.to_str().unwrap(), shots.to_str().unwrap()]).await);
+    passed(&python("page_looks.py", &[axe.to_str().unwrap(), shots.to_str().unwrap(), &page]).await);
 }
 
 #[tokio::test]

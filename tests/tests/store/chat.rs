@@ -65,6 +65,69 @@ async fn a_conversation_goes_on_at_another_api_after_its_own_died_in_the_middle(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_brings_its_conversations_and_a_link_shows_one_without_a_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = format!("--store {}", folder.path().join("store.db").display());
+    let key = format!("Bearer {}", banyan(&format!("key create --name me {store}")).await.out.trim());
+    let up = Banyan::up(&format!("--nodes 1 {store}")).await;
+    let api = up.api().await;
+    let ask = async |method: &str, path: &str, body: serde_json::Value| {
+        api.ask(method, path, &[("authorization", &key), ("content-type", "application/json")], body.to_string()).await
+    };
+    let message = |id: &str, parent: Option<&str>, role: &str, content: &str| json!({ "id": id, "parent": parent, "role": role, "content": content, "extra": { "mode": "chat" } });
+    let path = "/v1/conversations/talk1";
+    let whole = json!({ "title": "Trees", "extra": { "system": "be brief" }, "messages": [
+        message("a", None, "user", "What is a banyan?"), message("b", Some("a"), "assistant", "A fig."), message("c", Some("a"), "assistant", "A tree."),
+    ]});
+    let put = ask("PUT", path, whole.clone()).await;
+    assert_eq!(
+        (put.status.as_u16(), &put.json()["before"], &put.json()["messages"]),
+        (200, &json!(0), &json!(3)),
+        "{}",
+        put.text()
+    );
+    let read = ask("GET", path, json!({})).await.json();
+    assert_eq!(
+        (&read["client_id"], &read["extra"]["system"], &read["items"][2]["parent"]),
+        (&json!("talk1"), &json!("be brief"), &json!("a")),
+        "{read}"
+    );
+    for wrong in [
+        json!({ "messages": [message("a b", None, "user", "x")] }),
+        json!({ "messages": [message("a", Some(""), "user", "x")] }),
+        json!({ "messages": [message("a", None, "nobody", "x")] }),
+        json!({ "extra": 5 }),
+        json!({ "removed": [5] }),
+        json!({ "known": 0 }),
+    ] {
+        assert_eq!(ask("PUT", path, wrong.clone()).await.status, 400, "{wrong}");
+    }
+    assert_eq!(ask("PUT", "/v1/conversations/talk2", json!({ "known": 5 })).await.status, 404, "it was deleted elsewhere");
+
+    // The list is sent again only when something has changed.
+    let listed = ask("GET", "/v1/conversations", json!({})).await;
+    let tag = listed.headers["etag"].to_str().expect("a text").to_owned();
+    let again = async || {
+        api.ask("GET", "/v1/conversations", &[("authorization", &key), ("if-none-match", &tag)], "").await.status.as_u16()
+    };
+    assert_eq!(again().await, 304);
+    assert_eq!(ask("PATCH", path, json!({ "title": "Figs" })).await.status, 200);
+    assert_eq!(again().await, 200);
+
+    let share = ask("POST", "/v1/conversations/talk1/share", json!({ "messages": ["a", "c"] })).await.json();
+    let link = format!("/v1/shares/{}", share["id"].as_str().unwrap_or_else(|| panic!("{share}")));
+    let shown = api.get(&link).await.json();
+    let contents = shown["messages"].as_array().expect("messages").iter().map(|one| one["content"].clone()).collect::<Vec<_>>();
+    assert_eq!((&shown["title"], contents), (&json!("Figs"), vec![json!("What is a banyan?"), json!("A tree.")]), "{shown}");
+    assert!(!shown.to_string().contains("be brief"), "nobody is told how the model was asked: {shown}");
+    assert_eq!(ask("GET", path, json!({})).await.json()["share"], share["id"]);
+    assert_eq!(ask("POST", "/v1/conversations/talk1/share", json!({ "messages": ["none"] })).await.status, 400);
+    assert_eq!(api.get("/v1/conversations").await.status, 401, "only the link needs no key");
+    assert_eq!(ask("DELETE", "/v1/conversations/talk1/share", json!({})).await.status, 200);
+    assert_eq!(api.get(&link).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_conversation_belongs_to_its_key_and_ends_when_nobody_says_anything() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = format!("--store {}", folder.path().join("store.db").display());

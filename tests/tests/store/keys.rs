@@ -29,7 +29,8 @@ async fn a_page_signs_in_with_a_key_that_it_never_sees_again() {
     let up = Banyan::up(&format!("--nodes 1 {store}")).await;
     let api = up.api().await;
     let session = async |headers: &[(&str, &str)]| api.ask("GET", "/v1/session", headers, "").await.json();
-    assert_eq!(session(&[]).await["required"], false);
+    let alone = session(&[]).await;
+    assert_eq!((&alone["required"], &alone["keeps"]), (&json!(false), &json!("everybody")), "one person's machine, one history");
     let made = banyan(&format!("key create --name me -o json {store}")).await.json();
     let key = made["secret"].as_str().expect("a secret").trim().to_owned();
     eventually("a key is required", || async { (session(&[]).await["required"] == true).then_some(()) }).await;
@@ -47,7 +48,9 @@ async fn a_page_signs_in_with_a_key_that_it_never_sees_again() {
     assert!(cookie.contains("; HttpOnly; SameSite=Strict"), "{cookie}");
     let cookie = cookie.split(';').next().expect("a pair");
 
-    assert_eq!(session(&[("cookie", cookie)]).await["signed_in"], true);
+    let mine = session(&[("cookie", cookie)]).await;
+    assert_eq!((&mine["signed_in"], &mine["keeps"]), (&json!(true), &made["id"]), "a history of the key's own");
+    assert_eq!(session(&[]).await.get("keeps"), None);
     assert_eq!(api.ask("GET", "/v1/models", &[("cookie", cookie)], "").await.status, 200);
     let ask = async |origin: Option<&str>| {
         let headers: Vec<(&str, &str)> =
