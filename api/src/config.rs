@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use banyan_observe::{Metrics, Tracer};
+use banyan_proto::Transport;
 use banyan_store::Store;
 
-use crate::Aliases;
+use crate::{Aliases, Https};
 
 /// How an API runs.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +28,10 @@ pub struct Config {
     pub metrics: Metrics,
     /// Spans are made with it.
     pub tracer: Tracer,
+    /// How roots are dialled.
+    pub transport: Transport,
+    /// Serves HTTPS, with this certificate.
+    pub https: Option<Https>,
 }
 
 /// Bounds of one API. The defaults suit every installation that we know; tests shorten them.

@@ -19,6 +19,7 @@ mod files;
 pub mod fuzzed;
 mod health;
 mod hosts;
+mod https;
 mod keyring;
 mod legacy;
 mod meters;
@@ -40,4 +41,5 @@ mod usage;
 
 pub use aliases::{AliasError, Aliases};
 pub use config::{Config, Limits};
+pub use https::{Https, HttpsError};
 pub use server::{Api, StartError};

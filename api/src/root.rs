@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
-use banyan_etcd::View;
+use banyan_etcd::{Root, View};
 use banyan_observe::Tracer;
 use banyan_proto::{
-    MESSAGE_BYTES_MAX, NodeName, QueryId, dial,
+    Expected, MESSAGE_BYTES_MAX, NodeName, QueryId, Transport, dial,
     v1::{self, inspect_client::InspectClient, root_client::RootClient},
 };
 use tokio::sync::watch;
@@ -51,6 +51,7 @@ pub(crate) struct Roots {
     aliases: Aliases,
     pub(crate) meters: Arc<Meters>,
     pub(crate) tracer: Tracer,
+    transport: Transport,
     links: Mutex<BTreeMap<NodeName, Link>>,
     /// Counts queries, for round-robin over trees.
     turn: AtomicUsize,
@@ -72,6 +73,7 @@ pub(crate) struct Answering {
 /// The connection to one root. Dials when it is needed, and again when it broke.
 #[derive(Clone)]
 struct Link {
+    root: NodeName,
     address: String,
     channel: Channel,
 }
@@ -124,12 +126,14 @@ impl Roots {
     pub(crate) fn new(
         view: watch::Receiver<Arc<View>>,
         aliases: Aliases,
+        transport: Transport,
         retry: Duration,
         failover: Duration,
         meters: Arc<Meters>,
         tracer: Tracer,
     ) -> Self {
-        Roots { view, aliases, meters, tracer, links: Mutex::default(), turn: AtomicUsize::new(0), retry, failover }
+        let turn = AtomicUsize::new(0);
+        Roots { view, aliases, meters, tracer, transport, links: Mutex::default(), turn, retry, failover }
     }
 
     /// Tells of changes in the registry.
@@ -253,7 +257,7 @@ impl Roots {
 
     /// Whether a root answers.
     pub(crate) async fn probe(&self) -> Result<(), AskError> {
-        let Link { address, channel } = self.link(&self.pick("", None)?)?;
+        let Link { address, channel, .. } = self.link(&self.pick("", None)?)?;
         let probe = async { InspectClient::new(channel).status(v1::Target::default()).await };
         match tokio::time::timeout(PROBE, probe).await {
             Ok(Ok(_)) => Ok(()),
@@ -282,11 +286,23 @@ impl Roots {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         // A root whose key is gone keeps its link: a lost lease is no death, and it will register again.
         for (tree, root) in &view.roots {
-            if links.get(tree).is_none_or(|link| link.address != root.address) {
-                links.insert(tree.clone(), Link { channel: channel(&root.address)?, address: root.address.clone() });
+            if links.get(tree).is_none_or(|link| link.address != root.address || link.root != root.name) {
+                let channel = self.channel(root)?;
+                links.insert(tree.clone(), Link { channel, address: root.address.clone(), root: root.name.clone() });
             }
         }
         Ok(links)
+    }
+
+    fn channel(&self, root: &Root) -> Result<Channel, AskError> {
+        let endpoint = dial::endpoint(&root.address).map_err(|_| AskError::Address(root.address.clone()))?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT)
+            .initial_stream_window_size(ANSWER_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_PATIENCE);
+        Ok(self.transport.lazily(&endpoint, Expected::root(&root.name)))
     }
 }
 
@@ -296,15 +312,4 @@ fn client(channel: Channel) -> RootClient<Channel> {
 
 fn is_elsewhere(answer: &v1::Answer) -> bool {
     matches!(&answer.kind, Some(v1::answer::Kind::Failed(failed)) if failed.reason() == v1::Failure::NotFound)
-}
-
-fn channel(address: &str) -> Result<Channel, AskError> {
-    let endpoint = dial::endpoint(address).map_err(|_| AskError::Address(address.to_owned()))?;
-    Ok(endpoint
-        .connect_timeout(CONNECT)
-        .initial_stream_window_size(ANSWER_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_PATIENCE)
-        .connect_lazy())
 }

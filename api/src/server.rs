@@ -20,6 +20,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::{JoinHandle, JoinSet},
@@ -31,7 +32,7 @@ use tokio_util::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    Config, batches, body,
+    Config, Https, batches, body,
     hosts::Hosts,
     keyring::Keyring,
     meters::{self, Meters},
@@ -99,6 +100,7 @@ impl Api {
     /// As [`Api::start`].
     pub async fn over(config: Config, view: watch::Receiver<Arc<View>>, listener: TcpListener) -> Result<Api, StartError> {
         let address = listener.local_addr().map_err(StartError::Address)?;
+        let https = config.https;
         let (stopping, ending) = (CancellationToken::new(), CancellationToken::new());
         let caring = CancellationToken::new();
         let (mut keyring, mut recorder, mut recording) = (Arc::new(Keyring::none()), Recorder::none(), None);
@@ -122,6 +124,7 @@ impl Api {
             roots: Arc::new(Roots::new(
                 view,
                 config.aliases,
+                config.transport,
                 config.limits.root_retry,
                 config.limits.failover,
                 Arc::clone(&meters),
@@ -144,7 +147,10 @@ impl Api {
             tokio::spawn(caring.clone().run_until_cancelled_owned(working));
         }
         info!(%address, "API listens");
-        let task = tokio::spawn(serve(listener, shared));
+        if let Some(https) = &https {
+            tokio::spawn(caring.clone().run_until_cancelled_owned(https.clone().follow()));
+        }
+        let task = tokio::spawn(serve(listener, https, shared));
         Ok(Api { address, stopping, ending, task, recording, _caring: caring.drop_guard(), _registry: None })
     }
 
@@ -176,7 +182,7 @@ impl Drop for Api {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve(listener: TcpListener, https: Option<Https>, shared: Arc<Shared>) {
     let limits = shared.limits.clone();
     let permits = Arc::new(Semaphore::new(limits.connections));
     let service = TowerToHyperService::new(routes::router(shared.clone()));
@@ -208,7 +214,19 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             }
         };
         without_delay(&stream);
-        let connection = connection(&http, stream, service.clone(), &shared);
+        let (http, https, service, shared) = (http.clone(), https.clone(), service.clone(), Arc::clone(&shared));
+        let connection = async move {
+            match https {
+                None => connection(&http, stream, service, &shared).await,
+                Some(https) => match https.greet(stream, shared.limits.header_read).await {
+                    Ok(stream) => connection(&http, stream, service, &shared).await,
+                    Err(error) => {
+                        debug!(%error, "no TLS");
+                        Ok(())
+                    }
+                },
+            }
+        };
         let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -239,7 +257,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     };
     tokio::select! {
         () = ended => {}
-        () = turn_away(&listener, &mut http, &service, &permits) => {}
+        () = turn_away(&listener, &mut http, &https, &service, &permits) => {}
     }
 }
 
@@ -247,6 +265,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 async fn turn_away(
     listener: &TcpListener,
     http: &mut http1::Builder,
+    https: &Option<Https>,
     service: &TowerToHyperService<Router>,
     permits: &Arc<Semaphore>,
 ) {
@@ -261,7 +280,16 @@ async fn turn_away(
             continue;
         };
         without_delay(&stream);
-        let answering = http.serve_connection(TokioIo::new(stream), service.clone());
+        let (http, https, service) = (http.clone(), https.clone(), service.clone());
+        let answering = async move {
+            match https {
+                None => http.serve_connection(TokioIo::new(stream), service).await,
+                Some(https) => match https.greet(stream, LATE).await {
+                    Ok(stream) => http.serve_connection(TokioIo::new(stream), service).await,
+                    Err(_) => Ok(()),
+                },
+            }
+        };
         late.spawn(async move {
             if let Ok(Err(error)) = tokio::time::timeout(LATE, answering).await {
                 debug!(error = &error as &dyn std::error::Error, "connection ended");
@@ -273,12 +301,12 @@ async fn turn_away(
 
 /// Serves one connection to its end. Once the API stops, that is the end of the answer that is under way; without one it is
 /// now, whatever part of a request has arrived.
-fn connection(
+fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     http: &http1::Builder,
-    stream: TcpStream,
+    stream: S,
     service: TowerToHyperService<Router>,
     shared: &Arc<Shared>,
-) -> impl Future<Output = Result<(), hyper::Error>> + Send + use<> {
+) -> impl Future<Output = Result<(), hyper::Error>> + Send + use<S> {
     let stream = Stalling::new(stream, shared.limits.write_stall);
     let (requests, writing) = (UnderWay::default(), stream.waits());
     let serving = http.serve_connection(TokioIo::new(stream), requests.counted(service)).with_upgrades();

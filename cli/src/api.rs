@@ -1,8 +1,9 @@
 //! `banyan api run`: the HTTP API and the page, for a tree that runs elsewhere.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use banyan_api::{Api, Limits};
+use banyan_api::{Api, Https, Limits};
+use banyan_proto::Role;
 
 use crate::{
     args::{self, AliasArgs, RegistryArgs},
@@ -36,6 +37,30 @@ pub(crate) struct ServingArgs {
     /// How long nobody may say anything in a chat over a WebSocket.
     #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
     pub(crate) chat_idle: Duration,
+    /// Serves HTTPS, with this certificate and those between it and its authority (PEM).
+    #[arg(long, env = "BANYAN_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM).
+    #[arg(long, env = "BANYAN_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl ServingArgs {
+    /// The certificate, where there is one.
+    pub(crate) fn https(&self) -> Result<Option<Https>, Failure> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                let read = Https::read(certificate, key);
+                Ok(Some(read.map_err(|error| anyhow::Error::new(error).context("failed to read the API's certificate"))?))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// What URLs of the API begin with.
+pub(crate) fn scheme(https: Option<&Https>) -> &'static str {
+    if https.is_some() { "https" } else { "http" }
 }
 
 #[derive(clap::Args)]
@@ -74,7 +99,10 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let aliases = args.serving.aliases.read()?;
     let listener = listen::bind("the API", "--listen", &args.listen).await?;
     let observed = args.observe.start("banyan-api", args.replica.as_deref().unwrap_or(&args.listen)).await?;
+    let https = args.serving.https()?;
+    let transport = args.registry.tls.transport_of(Role::Api)?;
     let registry = stop.unless(args.registry.connect_patiently()).await?;
+    args.registry.tls.keep(&transport, Some(registry.clone()));
     if args.body_bytes > BODY_BYTES_MAX || args.bodies_bytes < args.body_bytes {
         return Err(Failure::told(Code::Usage, "one request takes at most 6MiB, and all together no less than one")
             .hint("--body-bytes 4MiB --bodies-bytes 256MiB is the default"));
@@ -98,9 +126,13 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         limits,
         metrics: observed.metrics.clone(),
         tracer: observed.tracer.clone(),
+        transport,
+        https: https.clone(),
     };
     let api = Api::start(config, registry, listener).await?;
-    output::print(&format!("the API is ready\n  page  http://{0}/\n  API   http://{0}/v1{1}", api.address(), observed.told()))?;
+    let scheme = scheme(https.as_ref());
+    let (address, told) = (api.address(), observed.told());
+    output::print(&format!("the API is ready\n  page  {scheme}://{address}/\n  API   {scheme}://{address}/v1{told}"))?;
     stop.asked().await;
     api.stop().await;
     observed.finish().await;

@@ -7,7 +7,7 @@ use banyan_etcd::{Config, ConnectError, Registry};
 use banyan_node::LaneLimits;
 use banyan_proto::NodeName;
 
-use crate::{exit::Failure, output};
+use crate::{exit::Failure, output, tls::TlsArgs};
 
 /// Between two tries, each of which lasts as long as the registry is given to answer.
 const REGISTRY_PAUSE: Duration = Duration::from_millis(500);
@@ -27,11 +27,18 @@ pub(crate) struct RegistryArgs {
     /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
     #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
     pub(crate) cluster: NodeName,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 impl RegistryArgs {
     pub(crate) async fn connect(&self) -> Result<Registry, Failure> {
-        Ok(Registry::connect(Config::new(self.endpoints.clone(), self.cluster.clone())).await?)
+        Ok(Registry::connect(self.config()?).await?)
+    }
+
+    fn config(&self) -> Result<Config, Failure> {
+        let tls = self.tls.of_registry(&self.endpoints)?;
+        Ok(Config { tls, ..Config::new(self.endpoints.clone(), self.cluster.clone()) })
     }
 
     /// For whoever joins: while nobody answers it waits, and says so once. Its supervisor could do no better, and the registry may
@@ -39,7 +46,7 @@ impl RegistryArgs {
     pub(crate) async fn connect_patiently(&self) -> Result<Registry, Failure> {
         let mut told = false;
         loop {
-            match Registry::connect(Config::new(self.endpoints.clone(), self.cluster.clone())).await {
+            match Registry::connect(self.config()?).await {
                 Err(error @ ConnectError::Unavailable { .. }) => {
                     if !std::mem::replace(&mut told, true) {
                         output::note(&format!("{error}; waiting for it"));

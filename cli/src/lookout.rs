@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use banyan_etcd::{Member, Registry, Role};
 use banyan_proto::{
-    MESSAGE_BYTES_MAX, NodeName,
+    Expected, MESSAGE_BYTES_MAX, NodeName, Transport,
     v1::{NodeStatus, Target, TreeView, inspect_client::InspectClient},
 };
 use tonic::transport::Channel;
@@ -23,6 +23,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// What the registry held when the command started.
 pub(crate) struct Lookout {
     registry: Registry,
+    transport: Transport,
     pub(crate) members: Vec<Member>,
 }
 
@@ -30,7 +31,7 @@ impl Lookout {
     pub(crate) async fn open(args: &RegistryArgs) -> Result<Lookout, Failure> {
         let registry = args.connect().await?;
         let members = registry.members().await?;
-        Ok(Lookout { registry, members })
+        Ok(Lookout { registry, transport: args.tls.transport()?, members })
     }
 
     /// Reads the registry again.
@@ -57,14 +58,14 @@ impl Lookout {
     /// A connection on which questions about `name` are answered, and its present status.
     pub(crate) async fn reach(&self, name: &NodeName) -> Result<(InspectClient<Channel>, NodeStatus), Failure> {
         let member = self.member(name)?;
-        let direct = match ask(member, name).await {
+        let direct = match ask(&self.transport, member, name).await {
             Ok(found) => return Ok(found),
             Err(failure) => failure,
         };
         // Another process may have taken its address, or it can be dialed from nowhere: the tree still knows the way.
         let root = self.roots().into_iter().find(|root| root.tree == member.tree && root.name != *name);
         let through_root = match root {
-            Some(root) => ask(root, name).await,
+            Some(root) => ask(&self.transport, root, name).await,
             None => Err(direct),
         };
         through_root.map_err(|failure| {
@@ -77,7 +78,7 @@ impl Lookout {
 
     /// The whole tree below `root`.
     pub(crate) async fn view(&self, root: &Member) -> Result<TreeView, Failure> {
-        let mut client = dial(&root.address).await?;
+        let mut client = dial(&self.transport, root).await?;
         let answer = within(client.view(Target { name: root.name.to_string() })).await;
         answer.map_err(|failure| {
             failure
@@ -87,8 +88,8 @@ impl Lookout {
     }
 }
 
-async fn ask(member: &Member, name: &NodeName) -> Result<(InspectClient<Channel>, NodeStatus), Failure> {
-    let mut client = dial(&member.address).await?;
+async fn ask(transport: &Transport, member: &Member, name: &NodeName) -> Result<(InspectClient<Channel>, NodeStatus), Failure> {
+    let mut client = dial(transport, member).await?;
     let status = within(client.status(Target { name: name.to_string() })).await?;
     if status.name != name.as_str() {
         return Err(Failure::told(Code::Unavailable, format!("{} answers as `{}`", member.address, status.name)));
@@ -96,10 +97,11 @@ async fn ask(member: &Member, name: &NodeName) -> Result<(InspectClient<Channel>
     Ok((client, status))
 }
 
-async fn dial(address: &str) -> Result<InspectClient<Channel>, Failure> {
+async fn dial(transport: &Transport, member: &Member) -> Result<InspectClient<Channel>, Failure> {
+    let address = &member.address;
     let failed = |error| Failure::new(Code::Unavailable, anyhow::Error::new(error).context(format!("failed to dial {address}")));
     let endpoint = banyan_proto::dial::endpoint(address).map_err(failed)?.connect_timeout(DIAL);
-    let channel = tokio::time::timeout(DIAL, endpoint.connect())
+    let channel = tokio::time::timeout(DIAL, transport.connect(&endpoint, Expected::member(&member.name)))
         .await
         .map_err(|_| Failure::told(Code::TimedOut, format!("failed to dial {address}: no answer within {DIAL:?}")))?
         .map_err(failed)?;

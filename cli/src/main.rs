@@ -7,6 +7,7 @@
 mod api;
 mod args;
 mod bench;
+mod ca;
 mod drawing;
 mod exit;
 mod fleet;
@@ -22,6 +23,7 @@ mod registry;
 mod stop;
 mod store;
 mod terminal;
+mod tls;
 mod up;
 mod usage;
 mod why;
@@ -65,6 +67,12 @@ enum Command {
     /// The embedded registry, on its own.
     #[command(subcommand)]
     Registry(registry::Command),
+    /// The cluster's certificate authority, and its members' certificates.
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Tokens with which new members join.
+    #[command(subcommand)]
+    Token(ca::TokenCommand),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -87,7 +95,9 @@ fn main() -> ExitCode {
 
 async fn run(command: Command, log: &LogArgs, stop: Stop) -> Result<(), Failure> {
     log.start(match &command {
-        Command::Node(node::Command::Run(_)) | Command::Api(_) | Command::Registry(_) => "info",
+        Command::Node(node::Command::Run(_)) | Command::Api(_) | Command::Registry(_) | Command::Ca(ca::Command::Serve(_)) => {
+            "info"
+        }
         _ => "warn",
     })?;
     match command {
@@ -96,11 +106,13 @@ async fn run(command: Command, log: &LogArgs, stop: Stop) -> Result<(), Failure>
         Command::Node(node::Command::Run(args)) => node::run::run(*args, stop).await,
         Command::Api(api::Command::Run(args)) => api::run(args, stop).await,
         Command::Registry(registry::Command::Serve(args)) => registry::run(args, stop).await,
+        Command::Ca(command) => ca::run(command, stop).await,
         // These have an end of their own, and are interrupted before it.
         Command::Node(command) => stop.unless(node::look(command)).await,
         Command::Why(args) => stop.unless(why::run(args)).await,
         Command::Key(command) => stop.unless(key::run(command)).await,
         Command::Usage(args) => stop.unless(usage::run(args)).await,
+        Command::Token(command) => stop.unless(ca::token(command)).await,
         Command::Bench(command) => stop.unless(bench::run(command)).await,
     }
 }
@@ -147,6 +159,18 @@ mod tests {
             "usage --from 2026-11-01 --to 2026-11-20 --key me -o csv",
             "usage --requests 20",
             "registry serve --listen 127.0.0.1:2379 --file registry.json",
+            "registry serve --listen 0.0.0.0:2379 --tls-dir tls",
+            "ca init --dir ca --cluster prod",
+            "ca serve --dir ca --listen 0.0.0.0:7599 --advertise ca.local:7599 --etcd https://10.0.0.1:2379 --valid 24h",
+            "ca join a --dir tls --token-file -",
+            "ca issue --dir ca --name api-1 --role api --out tls --host chat.example.com,10.0.0.7 --valid 48h",
+            "api run --tls-cert api.crt --tls-key api.key --tls-dir tls --etcd https://10.0.0.1:2379",
+            "up --tls-cert api.crt --tls-key api.key",
+            "ca revoke a --role node --dir ca --etcd http://127.0.0.1:2379",
+            "token create --dir ca --role root --name root",
+            "node run a --parent root --listen 0.0.0.0:7600 --tls-dir tls --join-token-file token",
+            "node run a --parent root --listen 0.0.0.0:7600 --insecure",
+            "node tree --etcd https://10.0.0.1:2379 --etcd-ca ca.crt --etcd-cert tls.crt --etcd-key tls.key --tls-dir tls",
             "bench route --depth 1 --depth 2 -o json",
             "bench route --compare classic",
             "bench engine --random --dtype q8 --batch 1,8 -o json",
@@ -191,6 +215,11 @@ mod tests {
             "usage --from 2026-11-01 --requests 5",
             "up --store mysql://localhost",
             "bench route --depth 0",
+            "ca issue --dir ca --name a --role king --out tls",
+            "ca issue --dir ca --name a --role authority --out tls",
+            "node tree --etcd-cert tls.crt",
+            "api run --tls-cert api.crt",
+            "node run a --join-token banyan-join-x",
             "bench route --compare weighted",
         ] {
             let words = ["banyan"].into_iter().chain(line.split(' ').filter(|word| !word.is_empty()));

@@ -4,7 +4,15 @@ use std::path::PathBuf;
 
 use banyan_etcd::embedded::Server;
 
-use crate::{args, exit::Failure, listen, output, stop::Stop};
+use banyan_proto::Role;
+
+use crate::{
+    args,
+    exit::Failure,
+    listen, output,
+    stop::Stop,
+    tls::{ListenArgs, Listening, TlsArgs},
+};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -20,12 +28,21 @@ pub(crate) struct Args {
     /// Keeps keys and the revision in this file over restarts; without it they are gone at the end.
     #[arg(long, env = "BANYAN_REGISTRY_FILE", value_name = "FILE")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
+    listening: ListenArgs,
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let listener = listen::bind("the registry", "--listen", &args.listen).await?;
-    let server = Server::start(listener, args.file).await.map_err(anyhow::Error::new)?;
-    output::print(&format!("the registry is ready\n  etcd  http://{}", server.address()))?;
+    let address = listener.local_addr().map_err(anyhow::Error::new)?;
+    let listening = Listening { what: "the registry", address, role: Role::Registry, name: None, cluster: None };
+    let transport = args.tls.listening(&args.listening, &listening).await?;
+    args.tls.keep(&transport, None);
+    let scheme = if transport.identity().is_some() { "https" } else { "http" };
+    let server = Server::over(transport, listener, args.file).await.map_err(anyhow::Error::new)?;
+    output::print(&format!("the registry is ready\n  etcd  {scheme}://{}", server.address()))?;
     stop.asked().await;
     server.stop().await;
     Ok(())

@@ -9,14 +9,22 @@ use crate::exit::{Code, Failure};
 /// Where keys, usage, conversations, files and batches are.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StoreArgs {
-    /// Keys, usage, conversations, files and batches: a file, `memory`, or postgres://USER:PASSWORD@HOST/DATABASE for several APIs;
-    /// by default banyan/store.db among this user's data.
+    /// Keys, usage, conversations, files and batches: a file, `memory`, or postgres://USER@HOST/DATABASE for several APIs; by default
+    /// banyan/store.db among this user's data. A password goes into the environment variable, never into the flag.
     #[arg(long, env = "BANYAN_STORE", hide_env_values = true, value_name = "FILE|URL")]
     store: Option<Target>,
 }
 
+/// What may hold a password, as a flag may not: everybody on a machine can read the flags of everybody's processes.
+const VARIABLE: &str = "BANYAN_STORE";
+
 impl StoreArgs {
     pub(crate) async fn open(&self) -> Result<Store, Failure> {
+        let given = |target: &Target| env::var(VARIABLE).ok().and_then(|text| text.parse().ok()).as_ref() == Some(target);
+        if self.store.as_ref().is_some_and(|target| target.has_password() && !given(target)) {
+            return Err(Failure::told(Code::Usage, "a password in a flag can be read by everybody on this machine")
+                .hint(format!("put the whole URL into the environment variable {VARIABLE}, and leave `--store` out")));
+        }
         let target = match &self.store {
             Some(target) => target.clone(),
             None => Target::File(default()?),

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use banyan_etcd::Registry;
 use banyan_node::Config;
-use banyan_proto::NodeName;
+use banyan_proto::{NodeName, Role};
 use tokio::net::TcpListener;
 
 use crate::{
-    api::ServingArgs,
+    api::{self, ServingArgs},
     args::{self, LaneArgs, RegistryArgs},
     exit::Failure,
     fleet::Fleet,
@@ -17,6 +17,7 @@ use crate::{
     observe::ObserveArgs,
     output,
     stop::Stop,
+    tls::{EtcdTlsArgs, Listening, TlsArgs},
 };
 
 /// Long enough for a registry on this machine to say that it is one.
@@ -39,6 +40,11 @@ pub(crate) struct Args {
     /// Registry keys are kept apart by this name, so that several clusters can share one etcd.
     #[arg(long, env = "BANYAN_CLUSTER", value_name = "NAME", default_value = "default")]
     cluster: NodeName,
+    #[command(flatten)]
+    tls: EtcdTlsArgs,
+    /// Lets the registry listen beyond this machine without certificates, on a network where everybody is trusted.
+    #[arg(long, env = "BANYAN_INSECURE")]
+    insecure: bool,
     #[command(flatten)]
     serving: ServingArgs,
     #[command(flatten)]
@@ -84,7 +90,10 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         (None, Some(listener)) => vec![format!("http://{}", fleet.start_registry(listener).await?.address())],
         (endpoints, _) => endpoints.clone().unwrap_or_default(),
     };
-    let registry = Registry::connect(banyan_etcd::Config::new(endpoints.clone(), args.cluster.clone())).await?;
+    let tls = args.tls.read()?;
+    let registry =
+        Registry::connect(banyan_etcd::Config { tls, ..banyan_etcd::Config::new(endpoints.clone(), args.cluster.clone()) });
+    let registry = registry.await?;
     let providers = args.inference.providers()?;
     // With --engine provider there is nobody but them.
     let nodes = if args.inference.engine == Kind::Provider { 0 } else { args.nodes };
@@ -131,7 +140,9 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     }
     fleet.ready().await;
     let limits = banyan_api::Limits { chat_idle: args.serving.chat_idle, ..banyan_api::Limits::default() };
-    let config = banyan_api::Config { store, open: args.serving.open, aliases, limits, ..banyan_api::Config::default() };
+    let https = args.serving.https()?;
+    let scheme = api::scheme(https.as_ref());
+    let config = banyan_api::Config { store, open: args.serving.open, aliases, limits, https, ..banyan_api::Config::default() };
     let address = fleet.start_api(config, registry, api_listener).await?.address();
 
     let started = started.join(", and ");
@@ -139,8 +150,8 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let elsewhere = if etcd == format!("http://{}", listen::REGISTRY) { String::new() } else { format!(" --etcd {etcd}") };
     output::print(&format!(
         "banyan is up: a root and {started}\n  \
-           page      http://{address}/\n  \
-           API       http://{address}/v1\n  \
+           page      {scheme}://{address}/\n  \
+           API       {scheme}://{address}/v1\n  \
            registry  {etcd}\n  \
            join      banyan node run my-name --parent root{elsewhere}\n  \
            look      banyan node tree{elsewhere}{}\n\
@@ -152,10 +163,16 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
 /// Binds the registry's port; where an etcd has it already, using that one is what is meant most of the time.
 async fn bind_registry(args: &Args) -> Result<TcpListener, Failure> {
     let failure = match listen::bind("the registry", "--registry-listen", &args.registry_listen).await {
-        Ok(listener) => return Ok(listener),
+        Ok(listener) => {
+            let address = listener.local_addr().map_err(anyhow::Error::new)?;
+            let listening = Listening { what: "the registry", address, role: Role::Registry, name: None, cluster: None };
+            listening.guard(args.insecure)?;
+            return Ok(listener);
+        }
         Err(failure) => failure,
     };
-    let there = RegistryArgs { endpoints: vec![format!("http://{}", args.registry_listen)], cluster: args.cluster.clone() };
+    let endpoints = vec![format!("http://{}", args.registry_listen)];
+    let there = RegistryArgs { endpoints, cluster: args.cluster.clone(), tls: TlsArgs::default() };
     match tokio::time::timeout(PROBE, there.connect()).await {
         Ok(Ok(_)) => Err(failure.hint(format!(
             "a registry runs there already (perhaps of another `banyan up`): `banyan node run my-name --parent root --etcd http://{0}` \

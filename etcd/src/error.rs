@@ -143,6 +143,14 @@ pub enum RegisterError {
         /// Why.
         source: MemberError,
     },
+    /// Somebody else may write there.
+    #[error("the registry at {endpoints} does not let this member register: docs/security.md says which rights it needs")]
+    Forbidden {
+        /// The endpoints, with commas.
+        endpoints: String,
+        /// What it says.
+        source: CallError,
+    },
     /// Reading what is there failed.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -196,6 +204,12 @@ impl From<etcd_client::Error> for CallError {
 }
 
 impl CallError {
+    /// Whether the registry knows who calls, and does not let him.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        use tonic::Code::{PermissionDenied, Unauthenticated};
+        matches!(self, CallError::Status { status } if matches!(status.code(), PermissionDenied | Unauthenticated))
+    }
+
     /// Whether the same call may succeed a moment later, perhaps at another endpoint.
     pub(crate) fn is_passing(&self) -> bool {
         use tonic::Code::{Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unknown};

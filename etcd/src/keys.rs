@@ -35,6 +35,16 @@ impl Keys {
         format!("{}roots/{tree}", self.prefix)
     }
 
+    /// A join token that was not used yet.
+    pub(crate) fn token(&self, hash: &str) -> String {
+        format!("{}tokens/{hash}", self.prefix)
+    }
+
+    /// A name for which a certificate was made.
+    pub(crate) fn certificate(&self, role: &str, name: &NodeName) -> String {
+        format!("{}certificates/{role}/{name}", self.prefix)
+    }
+
     /// Reads a key back; None for what others, or other versions, keep beside ours.
     pub(crate) fn parse(&self, key: &[u8]) -> Option<Key> {
         let (kind, name) = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?.split_once('/')?;

@@ -13,11 +13,13 @@ mod lease;
 mod member;
 mod registration;
 mod registry;
+mod tokens;
 mod view;
 mod watcher;
 
 pub use error::{CallError, ConnectError, MoveError, ReadError, RegisterError, ReignError};
 pub use member::{Member, MemberError, Model, Policy, Role, StandIn};
 pub use registration::Registration;
-pub use registry::{Config, Registry};
+pub use registry::{Config, Registry, Tls};
+pub use tokens::Redeemed;
 pub use view::{Root, View};

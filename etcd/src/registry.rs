@@ -8,12 +8,12 @@ use std::{
     collections::VecDeque,
     fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
 use banyan_proto::NodeName;
-use etcd_client::{Client, ConnectOptions, GetOptions, KvClient, LeaseClient};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, KvClient, LeaseClient, TlsOptions};
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -52,13 +52,54 @@ pub struct Config {
     pub lease_ttl: Duration,
     /// How long one operation waits for answers.
     pub timeout: Duration,
+    /// Whom to trust at `https://` endpoints, and as whom to come.
+    pub tls: Option<Tls>,
+}
+
+/// TLS towards the registry. Everything is PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// Who signed the registry's certificate.
+    pub authority: Vec<u8>,
+    /// Our certificate and its key, where the registry wants to know who comes.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name that the registry's certificate has, where that is not the endpoint's.
+    pub name: Option<String>,
+}
+
+impl Tls {
+    fn options(&self) -> TlsOptions {
+        let mut options = TlsOptions::new().ca_certificate(Certificate::from_pem(&self.authority));
+        if let Some((certificate, key)) = &self.identity {
+            options = options.identity(Identity::from_pem(certificate, key));
+        }
+        match &self.name {
+            Some(name) => options.domain_name(name),
+            None => options,
+        }
+    }
+}
+
+/// No key is ever shown.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The client of now: certificates end, and it is made again with the next.
+pub(crate) type SharedClient = Arc<RwLock<Client>>;
+
+pub(crate) fn now(client: &SharedClient) -> Client {
+    // Each change is one assignment, so a panic elsewhere can't have left it half done.
+    client.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 impl Config {
     /// The usual lease of 10 s (a restarting machine keeps nobody waiting for long, a short stall loses nothing) and
     /// time-out of 3 s.
     pub fn new(endpoints: Vec<String>, cluster: NodeName) -> Self {
-        Config { endpoints, cluster, lease_ttl: Duration::from_secs(10), timeout: Duration::from_secs(3) }
+        Config { endpoints, cluster, lease_ttl: Duration::from_secs(10), timeout: Duration::from_secs(3), tls: None }
     }
 }
 
@@ -70,7 +111,7 @@ pub struct Registry {
 
 struct Inner {
     config: Config,
-    client: Client,
+    client: SharedClient,
     keys: Keys,
     abandoned: Mutex<VecDeque<i64>>,
     view: OnceLock<watch::Receiver<Arc<View>>>,
@@ -85,7 +126,7 @@ impl Registry {
         if config.endpoints.is_empty() {
             return Err(ConnectError::NoEndpoints);
         }
-        let options = ConnectOptions::new().with_connect_timeout(config.timeout).with_keep_alive(PING_EVERY, config.timeout);
+        let options = options(config.timeout, config.tls.as_ref());
         for endpoint in &config.endpoints {
             let made = Client::connect([endpoint], Some(options.clone())).await;
             made.map_err(|error| ConnectError::Endpoint { endpoint: endpoint.clone(), source: error.into() })?;
@@ -98,7 +139,7 @@ impl Registry {
         let registry = Registry {
             inner: Arc::new(Inner {
                 keys: Keys::new(&config.cluster),
-                client,
+                client: Arc::new(RwLock::new(client)),
                 abandoned: Mutex::default(),
                 view: OnceLock::new(),
                 runtime: Handle::current(),
@@ -115,6 +156,16 @@ impl Registry {
             Ok(_) => Ok(registry),
             Err(source) => Err(ConnectError::Unavailable { endpoints, source }),
         }
+    }
+
+    /// Comes with another certificate from now on. What is under way goes on.
+    pub async fn renew(&self, tls: Tls) -> Result<(), ConnectError> {
+        let options = options(self.timeout(), Some(&tls));
+        let made = Client::connect(self.endpoints(), Some(options)).await;
+        let endpoint = || self.endpoints().join(",");
+        let client = made.map_err(|error| ConnectError::Endpoint { endpoint: endpoint(), source: error.into() })?;
+        *self.inner.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
     }
 
     /// The endpoints that it was connected with.
@@ -178,11 +229,11 @@ impl Registry {
     }
 
     pub(crate) fn kv(&self) -> KvClient {
-        self.inner.client.kv_client()
+        now(&self.inner.client).kv_client()
     }
 
     pub(crate) fn leases(&self) -> LeaseClient {
-        self.inner.client.lease_client()
+        now(&self.inner.client).lease_client()
     }
 
     pub(crate) fn lease_ttl(&self) -> Duration {
@@ -235,10 +286,14 @@ impl Registry {
     }
 
     pub(crate) fn unavailable(&self, source: CallError) -> RegisterError {
-        RegisterError::Unavailable { endpoints: self.endpoints().join(","), source }
+        let endpoints = self.endpoints().join(",");
+        if source.is_forbidden() {
+            return RegisterError::Forbidden { endpoints, source };
+        }
+        RegisterError::Unavailable { endpoints, source }
     }
 
-    fn unreadable(&self, source: CallError) -> ReadError {
+    pub(crate) fn unreadable(&self, source: CallError) -> ReadError {
         ReadError::Unavailable { endpoints: self.endpoints().join(","), source }
     }
 
@@ -263,6 +318,14 @@ impl Registry {
     fn abandoned(&self) -> MutexGuard<'_, VecDeque<i64>> {
         // Every change to the list is one call, so a panic elsewhere can't have left it half done.
         self.inner.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn options(timeout: Duration, tls: Option<&Tls>) -> ConnectOptions {
+    let options = ConnectOptions::new().with_connect_timeout(timeout).with_keep_alive(PING_EVERY, timeout);
+    match tls {
+        Some(tls) => options.with_tls(tls.options()),
+        None => options,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use etcd_client::{Client, EventType, GetOptions, WatchOptions, WatchResponse};
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse};
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -14,7 +14,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::{CallError, View, backoff::Backoff, keys::Keys, view::Entry};
+use crate::{
+    CallError, View,
+    backoff::Backoff,
+    keys::Keys,
+    registry::{SharedClient, now},
+    view::Entry,
+};
 
 /// How often everything is listed though the watch is well.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
@@ -31,7 +37,7 @@ const LISTING_TRIES: usize = 3;
 /// Reads all of a cluster's keys.
 #[derive(Clone)]
 pub(crate) struct Listing {
-    client: Client,
+    client: SharedClient,
     keys: Keys,
     timeout: Duration,
 }
@@ -53,7 +59,7 @@ pub(crate) fn spawn(runtime: &Handle, listing: Listing, ended: CancellationToken
 }
 
 impl Listing {
-    pub(crate) fn new(client: Client, keys: Keys, timeout: Duration) -> Self {
+    pub(crate) fn new(client: SharedClient, keys: Keys, timeout: Duration) -> Self {
         Listing { client, keys, timeout }
     }
 
@@ -69,7 +75,7 @@ impl Listing {
     }
 
     async fn pages(&self) -> Result<View, CallError> {
-        let mut kv = self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut kv = now(&self.client).kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut view = View::default();
         let mut from = self.keys.all().as_bytes().to_vec();
         let end = after(self.keys.all());
@@ -148,7 +154,7 @@ impl Watcher {
     async fn listen(&self, backoff: &mut Backoff) -> Result<End, CallError> {
         let listed = self.listing.read().await?;
         let options = WatchOptions::new().with_prefix().with_start_revision(listed.revision + 1);
-        let mut client = self.listing.client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = now(&self.listing.client).watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut stream = self.listing.within(client.watch(self.listing.keys.all(), Some(options))).await?;
         self.publish(View { live: true, ..listed });
         backoff.reset();

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use banyan_etcd::{Policy, StandIn};
 use banyan_observe::{Metrics, Tracer};
-use banyan_proto::{NodeName, PROVIDER_PREFIX};
+use banyan_proto::{NodeName, PROVIDER_PREFIX, Transport};
 use serde::{Deserialize, Serialize};
 
 use crate::recording::Recording;
@@ -40,6 +40,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// Spans are made with it.
     pub tracer: Tracer,
+    /// How others are dialled and served.
+    pub transport: Transport,
 }
 
 impl Config {
@@ -60,6 +62,7 @@ impl Config {
             recording: None,
             metrics: Metrics::default(),
             tracer: Tracer::default(),
+            transport: Transport::default(),
         }
     }
 

@@ -30,7 +30,7 @@ use std::{
 
 use banyan_engine as engine;
 use banyan_observe::Tracer;
-use banyan_proto::{NodeName, QueryId, v1};
+use banyan_proto::{NodeName, QueryId, Transport, v1};
 use tokio::{sync::oneshot, time::Instant};
 
 pub(crate) use self::input::{
@@ -99,6 +99,8 @@ pub(crate) struct Core {
     relayed: bool,
     /// Streams of nodes below that come over the links.
     relays: BTreeMap<NodeName, Relay>,
+    /// Signs what goes over the links, and looks at who signed what comes.
+    transport: Transport,
     /// At the root: numbers of streams.
     streams: Arc<AtomicU64>,
     /// At the root: streams that have ended or been taken over, and since when, the oldest first.
@@ -160,6 +162,7 @@ impl Core {
             detour: None,
             relayed: false,
             relays: BTreeMap::new(),
+            transport: config.transport.clone(),
             streams: Arc::default(),
             ended_streams: Vec::new(),
             severed: BTreeMap::new(),

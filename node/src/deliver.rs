@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use banyan_proto::{NodeName, VERSION, dial, v1, v1::root_client::RootClient};
+use banyan_proto::{Expected, NodeName, Transport, VERSION, dial, v1, v1::root_client::RootClient};
 use futures::FutureExt as _;
 use prost::Message as _;
 use rand::Rng as _;
@@ -32,6 +32,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Where the root is, in which reign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RootAddress {
+    pub(crate) name: NodeName,
     pub(crate) address: String,
     pub(crate) epoch: u64,
 }
@@ -43,6 +44,7 @@ pub(crate) struct Deliver {
     pub(crate) fingerprint: String,
     pub(crate) core: Handle,
     pub(crate) root: watch::Receiver<Option<RootAddress>>,
+    pub(crate) transport: Transport,
 }
 
 /// How a stream to the root ended.
@@ -78,9 +80,9 @@ impl Deliver {
                 Some(straight) => Ok(straight),
                 None => {
                     // Whoever takes the place of a silent root need not wait until that one's time is over.
-                    let (hello, mut news) = (self.hello(), self.root.clone());
+                    let (hello, transport, mut news) = (self.hello(), self.transport.clone(), self.root.clone());
                     tokio::select! {
-                        connected = connect(&hello, &root) => connected,
+                        connected = connect(&hello, &root, &transport) => connected,
                         changed = news.changed() => match changed {
                             Ok(()) => continue,
                             Err(_) => return,
@@ -131,7 +133,7 @@ impl Deliver {
         tokio::spawn(pass_on(self.core.clone(), number, outbox));
         let (mut to, welcome_until) = (Some(to), Instant::now() + DETOUR_TIMEOUT);
         let mut pause = RECONNECT_PAUSE;
-        let mut trying = retry(self.hello(), root.clone(), pause).boxed();
+        let mut trying = retry(self.hello(), root.clone(), self.transport.clone(), pause).boxed();
         loop {
             tokio::select! {
                 control = controls.recv() => match control {
@@ -157,7 +159,7 @@ impl Deliver {
                     Err(error) => {
                         tracing::debug!(node = %self.name, root = root.address, error, "can't reach the root straight");
                         pause = (pause * 2).min(RETRY_PAUSE_MAX);
-                        trying = retry(self.hello(), root.clone(), pause).boxed();
+                        trying = retry(self.hello(), root.clone(), self.transport.clone(), pause).boxed();
                     }
                 },
                 () = sleep_until(welcome_until), if to.is_some() => return Ended::Broken,
@@ -218,16 +220,16 @@ async fn pass_on(core: Handle, number: u64, mut outbox: mpsc::Receiver<v1::Deliv
     let _ = core.tell(Input::Detour { number, message: None }).await;
 }
 
-async fn retry(hello: v1::Holder, root: RootAddress, pause: Duration) -> Result<Straight, String> {
+async fn retry(hello: v1::Holder, root: RootAddress, transport: Transport, pause: Duration) -> Result<Straight, String> {
     let factor = rand::rng().random_range(0.5..1.5);
     sleep(pause.mul_f64(factor)).await;
-    connect(&hello, &root).await
+    connect(&hello, &root, &transport).await
 }
 
 /// Opens the straight way.
-async fn connect(hello: &v1::Holder, root: &RootAddress) -> Result<Straight, String> {
+async fn connect(hello: &v1::Holder, root: &RootAddress, transport: &Transport) -> Result<Straight, String> {
     let endpoint = dial::endpoint(&root.address).map_err(|error| error.to_string())?;
-    let channel = endpoint.keep_alive_timeout(PING_TIMEOUT).connect_lazy();
+    let channel = transport.lazily(&endpoint.keep_alive_timeout(PING_TIMEOUT), Expected::root(&root.name));
     let mut client = RootClient::new(channel)
         .max_decoding_message_size(banyan_proto::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(banyan_proto::MESSAGE_BYTES_MAX);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use banyan_etcd::{Registration, View};
-use banyan_proto::{NodeName, VERSION, v1};
+use banyan_proto::{NodeName, Transport, VERSION, v1};
 use tokio::{
     sync::{Mutex, watch},
     time::timeout,
@@ -55,6 +55,8 @@ pub(crate) struct Inspector {
     pub(crate) view: watch::Receiver<Arc<View>>,
     /// What `grpc.health.v1` says.
     pub(crate) health: HealthReporter,
+    /// How standbys are dialled.
+    pub(crate) transport: Transport,
 }
 
 /// Why there is no answer.
@@ -202,7 +204,9 @@ impl Inspector {
             return Ok(false);
         }
         let view = self.view.borrow().clone();
-        let Some(successor) = standby::successor(&view, &self.facts.tree, &self.facts.name).await else { return Ok(false) };
+        let Some(successor) = standby::successor(&view, &self.facts.tree, &self.facts.name, &self.transport).await else {
+            return Ok(false);
+        };
         let Some(registration) = self.registration.lock().await.take() else { return Ok(false) };
         tracing::info!(node = %self.facts.name, %successor, "hands its reign over");
         self.core.tell(Input::StepDown).await.map_err(|_| Unanswered::Stopped)?;

@@ -11,6 +11,7 @@ use banyan_engine::{Engine, Output, Refusal, Request, SequenceId, Step};
 use banyan_etcd::{Member, Model, RegisterError, Registration, Registry, Role};
 use banyan_proto::{
     FILE_DESCRIPTORS, NodeName, VERSION, dial,
+    transport::Clients,
     v1::{inspect_server::InspectServer, root_server::RootServer, tree_server::TreeServer},
 };
 use tokio::{
@@ -218,6 +219,7 @@ impl Node {
             wanted,
             view: registry.watch(),
             health,
+            transport: config.transport.clone(),
         });
         meters::read_when_asked(&config.metrics, &inspector);
         let server = serve(&config, &registry, &inspector, health_service, listener, cancel.clone()).await?;
@@ -233,6 +235,7 @@ impl Node {
                 core: core.clone(),
                 epoch,
                 deposed: deposed.clone(),
+                transport: config.transport.clone(),
             };
             links.push(tokio::spawn(throne.run()));
         }
@@ -244,6 +247,7 @@ impl Node {
                 fingerprint: fingerprint.clone(),
                 core: core.clone(),
                 root: root_seen,
+                transport: config.transport.clone(),
             };
             let us = Identity {
                 name: config.name.clone(),
@@ -251,6 +255,7 @@ impl Node {
                 incarnation,
                 fingerprint,
                 cluster: registry.cluster().clone(),
+                transport: config.transport.clone(),
             };
             let uplink = Uplink {
                 us: Arc::new(us),
@@ -439,7 +444,7 @@ async fn serve(
         .add_service(inspect)
         .add_service(tree.max_decoding_message_size(limit).max_encoding_message_size(limit))
         .add_optional_service(root);
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = config.transport.incoming(listener, Clients::OfCluster);
     Ok(tokio::spawn(router.serve_with_incoming_shutdown(incoming, cancel.cancelled_owned())))
 }
 

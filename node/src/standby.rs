@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use banyan_etcd::{Member, Registration, Registry, Role, Root, View};
 use banyan_proto::{
-    NodeName, dial,
+    Expected, NodeName, Transport, dial,
     v1::{self, inspect_client::InspectClient},
 };
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
@@ -51,6 +51,7 @@ pub(crate) struct Throne {
     pub(crate) epoch: Option<u64>,
     /// Told when another one reigns and this one does not wait.
     pub(crate) deposed: CancellationToken,
+    pub(crate) transport: Transport,
 }
 
 /// What is known of a root's life.
@@ -159,7 +160,7 @@ impl Throne {
             if let Some(root) = seen
                 && watched.as_ref().is_none_or(|watched| watched.root != *root)
             {
-                watched = Some(Watched::new(root.clone()));
+                watched = Some(Watched::new(root.clone(), &self.transport));
             }
             let free = match (&mut watched, seen) {
                 (Some(watched), Some(_)) => match judge(watched.look().await) {
@@ -208,7 +209,8 @@ impl Throne {
                 && member.tree == self.tree
                 && member.parent.as_ref().is_some_and(|name| root.is_called(name))
         });
-        let mut asked: FuturesUnordered<_> = below.take(WITNESSES_MAX).map(|member| status(channel(&member.address))).collect();
+        let mut asked: FuturesUnordered<_> =
+            below.take(WITNESSES_MAX).map(|member| status(channel(&member.address, &member.name, &self.transport))).collect();
         if asked.is_empty() {
             return Heard::NobodyToAsk;
         }
@@ -244,13 +246,18 @@ impl Throne {
 
 /// Who takes the tree when its root leaves now: a standby that answers. None as well where the registry is away, for then nobody
 /// could take it, or where another one reigns.
-pub(crate) async fn successor(view: &View, tree: &NodeName, us: &NodeName) -> Option<NodeName> {
+pub(crate) async fn successor(view: &View, tree: &NodeName, us: &NodeName, transport: &Transport) -> Option<NodeName> {
     let reigns = view.roots.get(tree).is_some_and(|root| root.name == *us);
     if !view.live || !reigns {
         return None;
     }
     let waits = |member: &&Member| member.role == Role::Standby && member.tree == *tree && member.name != *us;
-    let asked = view.members.values().filter(waits).take(WITNESSES_MAX).map(|member| status(channel(&member.address)));
+    let asked = view
+        .members
+        .values()
+        .filter(waits)
+        .take(WITNESSES_MAX)
+        .map(|member| status(channel(&member.address, &member.name, transport)));
     let answers = join_all(asked).await;
     answers.into_iter().flatten().find(|status| status.state == "standby").and_then(|status| status.name.parse().ok())
 }
@@ -264,8 +271,8 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(root: Root) -> Self {
-        Watched { channel: channel(&root.address), root, heard: Instant::now(), refusals: 0 }
+    fn new(root: Root, transport: &Transport) -> Self {
+        Watched { channel: channel(&root.address, &root.name, transport), root, heard: Instant::now(), refusals: 0 }
     }
 
     async fn look(&mut self) -> Signs {
@@ -281,8 +288,8 @@ impl Watched {
     }
 }
 
-fn channel(address: &str) -> Option<Channel> {
-    Some(dial::endpoint(address).ok()?.connect_lazy())
+fn channel(address: &str, name: &NodeName, transport: &Transport) -> Option<Channel> {
+    Some(transport.lazily(&dial::endpoint(address).ok()?, Expected::member(name)))
 }
 
 async fn status(channel: Option<Channel>) -> Option<v1::NodeStatus> {

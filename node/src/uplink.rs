@@ -8,7 +8,7 @@ pub mod search;
 use std::{sync::Arc, time::Duration};
 
 use banyan_etcd::{Registry, Root, View};
-use banyan_proto::{NodeName, VERSION, dial, v1, v1::tree_client::TreeClient};
+use banyan_proto::{Expected, NodeName, Transport, VERSION, dial, v1, v1::tree_client::TreeClient};
 use futures::{FutureExt as _, future::BoxFuture};
 use rand::Rng as _;
 use tokio::{
@@ -46,6 +46,7 @@ pub(crate) struct Identity {
     pub(crate) incarnation: u64,
     pub(crate) fingerprint: String,
     pub(crate) cluster: NodeName,
+    pub(crate) transport: Transport,
 }
 
 /// A link that was just made.
@@ -265,11 +266,15 @@ impl Uplink {
         if rootless(ancestry) {
             return;
         }
-        let address = match ancestry.ancestors.len() {
-            0 | 1 => parent.address.clone(),
-            count => ancestry.ancestors[count - 1].address.clone(),
+        let (name, address) = match ancestry.ancestors.as_slice() {
+            [] | [_] => (parent.name.clone(), parent.address.clone()),
+            [.., root] => match root.name.parse() {
+                Ok(name) => (name, root.address.clone()),
+                // The next ancestry names one, or the link ends.
+                Err(_) => return,
+            },
         };
-        let root = Some(RootAddress { address, epoch: ancestry.epoch });
+        let root = Some(RootAddress { name, address, epoch: ancestry.epoch });
         self.root.send_if_modified(|known| {
             if *known == root {
                 false
@@ -305,7 +310,8 @@ impl Identity {
     }
 
     async fn attach(&self, parent: Candidate) -> Result<Joined, String> {
-        let channel = dial::endpoint(&parent.address).map_err(|error| error.to_string())?.connect_lazy();
+        let endpoint = dial::endpoint(&parent.address).map_err(|error| error.to_string())?;
+        let channel = self.transport.lazily(&endpoint, Expected::member(&parent.name));
         let mut client = TreeClient::new(channel)
             .max_decoding_message_size(banyan_proto::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(banyan_proto::MESSAGE_BYTES_MAX);

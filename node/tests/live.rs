@@ -73,6 +73,7 @@ async fn a_recorded_live_run_replays_to_exactly_its_actions() {
         cluster: name("test"),
         lease_ttl: Duration::from_secs(5),
         timeout: Duration::from_secs(5),
+        tls: None,
     })
     .await
     .unwrap();

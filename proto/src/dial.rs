@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server};
+use tower::layer::util::{Identity, Stack};
+
+use crate::gate::Gate;
 
 /// A peer that can't be reached in that time is tried again later.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,9 +39,14 @@ pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
         .http2_max_local_error_reset_streams(None))
 }
 
-/// A server with the same care.
-pub fn server() -> Server {
+/// What the headers of a call may take, in bytes: ours take some hundred.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+
+/// A server with the same care, and with a door that looks at the callers' roles.
+pub fn server() -> Server<Stack<Gate, Identity>> {
     Server::builder()
+        .layer(Gate)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))

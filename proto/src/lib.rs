@@ -1,14 +1,24 @@
-//! The wire: generated messages and services ([`v1`]), the names and ids that are parsed once, at the door, and how the
-//! parts [`dial`] each other.
+//! The wire: generated messages and services ([`v1`]), the names and ids that are parsed once, at the door, how the
+//! parts [`dial`] each other, and how a [`Transport`] knows who they are.
 //!
 //! Depends on nothing else of Banyan. What the messages mean is said in `proto/banyan.proto`.
 
+mod credentials;
 pub mod dial;
+mod gate;
 mod id;
+mod identity;
 mod name;
+mod signed;
+mod tls;
+pub mod transport;
 
+pub use credentials::{AUTHORITY_FILE, CERTIFICATE_FILE, Credentials, CredentialsError, KEY_FILE};
 pub use id::{Attempt, ParseIdError, QueryId};
+pub use identity::{Expected, Identity, IdentityError, Role};
 pub use name::{NameError, NodeName, nearest};
+pub use signed::{Signature, SignedError};
+pub use transport::Transport;
 
 /// The messages and services of `banyan.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -33,6 +33,18 @@ impl FromStr for Target {
     }
 }
 
+impl Target {
+    /// Whether a URL carries a password.
+    pub fn has_password(&self) -> bool {
+        let Target::Postgres(url) = self else { return false };
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        let parameters = rest.split_once('?').map_or("", |(_, parameters)| parameters);
+        // A password may have signs in it that should have been escaped.
+        rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+            || parameters.split('&').any(|parameter| parameter.starts_with("password="))
+    }
+}
+
 /// Without what is nobody's business: a URL's user and password, and its parameters.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,6 +79,13 @@ mod tests {
         for wrong in ["", "mysql://h/d", "postgres://", "sqlite://"] {
             assert_eq!(wrong.parse::<Target>(), Err(ParseTargetError), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_password_is_seen_wherever_it_stands() {
+        let has = |text: &str| text.parse::<Target>().unwrap().has_password();
+        assert!(has("postgres://banyan:p@db/banyan") && has("postgres://db/banyan?user=b&password=p"));
+        assert!(!has("postgres://banyan@db:5432/banyan") && !has("postgres://db:5432/banyan") && !has("memory") && !has("a:b@c"));
     }
 
     #[test]

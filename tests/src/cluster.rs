@@ -238,6 +238,7 @@ impl Builder {
             cluster: parse("tests"),
             lease_ttl: Duration::from_secs(5),
             timeout: Duration::from_secs(5),
+            tls: None,
         };
         let registry = Registry::connect(config).await.expect("the embedded registry answers");
         let gate = if self.gated { Some(Gate::open().await) } else { None };

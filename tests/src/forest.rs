@@ -390,6 +390,9 @@ impl Process {
         if let Some(parent) = parent {
             line.push_str(&format!(" --parent {parent}"));
         }
+        if host != "127.0.0.1" {
+            line.push_str(" --insecure");
+        }
         if let Some(proxy) = &self.proxy {
             line.push_str(&format!(" --advertise {}", proxy.address()));
         }

@@ -249,8 +249,8 @@ mod tests {
         let at = |ms| story.asked + Duration::from_millis(ms);
         let waits = |ms, node: &str| recoveries(std::slice::from_ref(&story), &[(at(ms), node.to_owned())]);
         assert_eq!(waits(2_500, "a"), [Duration::from_millis(1_500)]);
-        assert_eq!(waits(2_500, "b"), []);
+        assert_eq!(waits(2_500, "b"), Vec::<Duration>::new());
         assert_eq!(waits(3_500, "b"), [Duration::from_millis(500)]);
-        assert_eq!(waits(9_000, "b"), []);
+        assert_eq!(waits(9_000, "b"), Vec::<Duration>::new());
     }
 }

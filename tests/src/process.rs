@@ -88,12 +88,16 @@ impl Banyan {
         let mut words: Vec<OsString> = wrapper.iter().map(|word| word.as_ref().to_owned()).collect();
         words.push(binary().into());
         let mut command = Command::new(&words[0]);
-        command
-            .args(&words[1..])
-            .args(line.split_whitespace())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let (mut flags, mut password) = (Vec::new(), None);
+        let mut rest = line.split_whitespace().peekable();
+        while let Some(word) = rest.next() {
+            match rest.peek() {
+                // A password is no flag.
+                Some(url) if word == "--store" && url.contains("://") => password = rest.next(),
+                _ => flags.push(word),
+            }
+        }
+        command.args(&words[1..]).args(flags).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
         // The suite's own environment is no part of what is tested.
         for (name, _) in std::env::vars_os() {
@@ -103,8 +107,14 @@ impl Banyan {
             }
         }
         // Nor is what this user keeps; a test that wants more than memory says so.
-        if !line.contains("--store") {
-            command.env("BANYAN_STORE", "memory");
+        match password {
+            Some(url) => {
+                command.env("BANYAN_STORE", url);
+            }
+            None if !line.contains("--store") => {
+                command.env("BANYAN_STORE", "memory");
+            }
+            None => {}
         }
         let mut child = command.spawn().expect("the binary starts");
         let out = collect(child.stdout.take().expect("standard output is piped"));

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use banyan_api::Limits;
+use banyan_api::{Config, Https, Limits};
+use banyan_ca::Authority;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -24,6 +25,68 @@ async fn slow_headers_are_cut_off() {
         let mut rest = Vec::new();
         let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.expect("never cut off");
     }
+}
+
+/// A certificate for loopback, of an authority that goes with the folder.
+fn https(folder: &std::path::Path) -> Https {
+    let authority = Authority::init(&folder.join("ca"), "prod".parse().unwrap()).unwrap();
+    let identity = "banyan://prod/api/api".parse().unwrap();
+    let out = folder.join("api");
+    banyan_ca::member::issue(&authority, &out, &identity, banyan_ca::VALID, &["127.0.0.1".to_owned()]).unwrap();
+    Https::read(&out.join("tls.crt"), &out.join("tls.key")).unwrap()
+}
+
+#[tokio::test]
+async fn who_does_not_greet_where_https_is_served_is_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { header_read: Duration::from_millis(100), ..quick() };
+    let config = Config { limits, https: Some(https(folder.path())), ..Config::default() };
+    let rig = Rig::start_over(|_, _| hello(), config).await;
+    for sent in [&b""[..], b"\x16\x03\x01", b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+        let mut stream = TcpStream::connect(rig.api.address()).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.expect("never cut off");
+        assert!(!rest.starts_with(b"HTTP"), "it speaks without encryption");
+    }
+}
+
+#[tokio::test]
+async fn floods_of_headers_and_bodies_are_refused_and_others_are_served() {
+    let limits = Limits { body_bytes: 64 << 10, bodies_bytes: 128 << 10, body_read: Duration::from_secs(1), ..quick() };
+    let rig = Rig::start(|_, _| hello(), limits).await;
+    let address = rig.api.address();
+    let many: String = (0..200).map(|number| format!("x-{number}: a\r\n")).collect();
+    let long = format!("x-long: {}\r\n", "a".repeat(80 << 10));
+    for headers in [many, long] {
+        let head = format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // It may close before all of it was sent.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let mut told = Vec::new();
+        let _ = stream.read_to_end(&mut told).await;
+        assert!(told.is_empty() || told.starts_with(b"HTTP/1.1 431 "), "{:?}", String::from_utf8_lossy(&told));
+    }
+    // Bodies that are announced, sent in part and never ended hold what they were given, and no more than there is.
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{{", 60 << 10);
+    let mut floods = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        floods.push(stream);
+    }
+    let mut refused = 0;
+    for stream in &mut floods {
+        let mut read = [0; 64];
+        if let Ok(Ok(count)) = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut read)).await {
+            let text = String::from_utf8_lossy(&read[..count]);
+            assert!(text.starts_with("HTTP/1.1 429 ") || text.starts_with("HTTP/1.1 408 "), "{text}");
+            refused += 1;
+        }
+        // Whoever asks for little is served meanwhile.
+        assert_eq!(client::ask(address, "GET", "/livez", &[], b"").await.status, 200);
+    }
+    assert_eq!(refused, 64);
 }
 
 #[tokio::test]

@@ -39,10 +39,17 @@ impl Rig {
         script: impl Fn(usize, &v1::Generation) -> Vec<Step> + Send + Sync + 'static,
         limits: Limits,
     ) -> Rig {
+        Self::start_over(script, Config { limits, ..Config::default() }).await
+    }
+
+    pub(crate) async fn start_over(
+        script: impl Fn(usize, &v1::Generation) -> Vec<Step> + Send + Sync + 'static,
+        config: Config,
+    ) -> Rig {
         let root = ScriptedRoot::start(Arc::new(script)).await;
         let (view, views) = watch::channel(Arc::new(view(Some(&root.address.to_string()), &["tiny", "openai-community/gpt2"])));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let api = Api::over(Config { limits, ..Config::default() }, views, listener).await.unwrap();
+        let api = Api::over(config, views, listener).await.unwrap();
         Rig { api, root, view }
     }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use banyan_etcd::{ReadError, RegisterError, Registry};
 use banyan_node::{Config, turn_away};
-use banyan_proto::NodeName;
+use banyan_proto::{NodeName, Role};
 
 use crate::{
     args::{self, LaneArgs, RegistryArgs},
@@ -15,6 +15,7 @@ use crate::{
     observe::ObserveArgs,
     output,
     stop::Stop,
+    tls::{ListenArgs, Listening},
 };
 
 #[derive(clap::Args)]
@@ -30,6 +31,8 @@ pub(crate) struct Args {
     standby: bool,
     #[command(flatten)]
     registry: RegistryArgs,
+    #[command(flatten)]
+    listening: ListenArgs,
     /// Where to listen; by default the first free port from 7600 on, on loopback.
     #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", value_parser = args::address)]
     listen: Option<String>,
@@ -83,6 +86,14 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     fleet.observed = args.observe.start("banyan-node", args.name.as_str()).await?;
     let address = listener.local_addr().map_err(anyhow::Error::new)?;
     check_advertised(args, address)?;
+    let listening = Listening {
+        what: "the node",
+        address,
+        role: if args.parent.is_some() { Role::Node } else { Role::Root },
+        name: Some(&args.name),
+        cluster: Some(&args.registry.cluster),
+    };
+    let transport = args.registry.tls.listening(&args.listening, &listening).await?;
     let prepared = async {
         let registry = args.registry.connect_patiently().await?;
         look_ahead(args, address, &registry).await?;
@@ -96,6 +107,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         prepared = prepared => prepared?,
         never = turn_away(&listener) => match never {},
     };
+    args.registry.tls.keep(&transport, Some(registry.clone()));
 
     let base = match &args.parent {
         Some(parent) => Config::child(args.name.clone(), parent.clone()),
@@ -111,6 +123,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
         parent_timeout: args.parent_timeout,
         lanes: args.lanes.limits(),
         stands_in: weights.as_ref().and_then(Weights::policy),
+        transport,
         ..base
     };
     let engine = weights.as_ref().map(|weights| args.inference.start(weights, 1)).transpose()?;

@@ -6,7 +6,12 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{identity::Identity, owner::Owner, refusal::not_here};
+use super::{
+    identity::Identity,
+    owner::Owner,
+    refusal::not_here,
+    rights::{Change, Rights},
+};
 
 pub(super) struct Kv {
     pub(super) owner: Owner,
@@ -29,21 +34,27 @@ impl PbKvService for Kv {
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
+        let rights = Rights::of(&request);
         let request = request.into_inner();
+        rights.check(Change::Put, &request.key, b"")?;
         let mut response = self.owner.request(move |store, _| store.put(request)).await?;
         self.identity.sign(&mut response.header);
         Ok(Response::new(response))
     }
 
     async fn delete_range(&self, request: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
+        let rights = Rights::of(&request);
         let request = request.into_inner();
+        rights.check(Change::Deletion, &request.key, &request.range_end)?;
         let mut response = self.owner.request(move |store, _| store.delete(request)).await?;
         self.identity.sign(&mut response.header);
         Ok(Response::new(response))
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
+        let rights = Rights::of(&request);
         let request = request.into_inner();
+        rights.check_txn(&request)?;
         let mut response = self.owner.request(move |store, _| store.txn(request)).await?;
         self.identity.sign(&mut response.header);
         Ok(Response::new(response))

@@ -10,7 +10,13 @@ use etcd_client::proto::{
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{identity::Identity, owner::Owner, refusal::Refusal};
+use super::{
+    identity::Identity,
+    owner::Owner,
+    refusal::Refusal,
+    rights::{Change, Rights},
+    store::Store,
+};
 
 pub(super) struct Lease {
     pub(super) owner: Owner,
@@ -23,7 +29,7 @@ impl PbLeaseService for Lease {
 
     async fn lease_grant(&self, request: Request<PbLeaseGrantRequest>) -> Result<Response<PbLeaseGrantResponse>, Status> {
         let PbLeaseGrantRequest { id, ttl } = request.into_inner();
-        let grant = move |store: &mut super::store::Store, now| {
+        let grant = move |store: &mut Store, now| {
             if id != 0 {
                 return store.grant(id, ttl, now);
             }
@@ -41,8 +47,15 @@ impl PbLeaseService for Lease {
     }
 
     async fn lease_revoke(&self, request: Request<PbLeaseRevokeRequest>) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        let rights = Rights::of(&request);
         let id = request.into_inner().id;
-        let mut response = self.owner.request(move |store, _| store.revoke(id)).await?;
+        // What goes with a lease is deleted by whoever ends it.
+        let revoke = move |store: &mut Store, _| {
+            let keys = store.leases.get(id).into_iter().flat_map(|lease| &lease.keys);
+            keys.map(Vec::as_slice).try_for_each(|key| rights.check(Change::Deletion, key, b""))?;
+            store.revoke(id)
+        };
+        let mut response = self.owner.request(revoke).await?;
         self.identity.sign(&mut response.header);
         Ok(Response::new(response))
     }

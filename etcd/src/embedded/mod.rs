@@ -15,6 +15,7 @@ mod owner;
 mod range;
 mod record;
 mod refusal;
+mod rights;
 mod span;
 mod store;
 #[cfg(test)]
@@ -30,10 +31,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use banyan_proto::{Transport, transport::Clients};
 use etcd_client::proto::{PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
 pub use self::log::FileError;
@@ -82,6 +83,11 @@ pub enum StartError {
 impl Server {
     /// Serves on `listener`, keeping what it holds in `file` if one is given.
     pub async fn start(listener: TcpListener, file: Option<PathBuf>) -> Result<Server, StartError> {
+        Self::over(Transport::default(), listener, file).await
+    }
+
+    /// The same, for whoever the transport lets in.
+    pub async fn over(transport: Transport, listener: TcpListener, file: Option<PathBuf>) -> Result<Server, StartError> {
         let address = listener.local_addr().map_err(StartError::Listener)?;
         let first_revision = unix_ms();
         let (log, store) = match file {
@@ -97,7 +103,7 @@ impl Server {
         let revision = store.revision();
         let ended = CancellationToken::new();
         let (owner, owning) = Owner::start(store, log, ended.clone());
-        let serving = tokio::spawn(serve(listener, owner, Identity::new(address), ended.clone()));
+        let serving = tokio::spawn(serve(transport, listener, owner, Identity::new(address), ended.clone()));
         info!(%address, revision, "the registry is serving");
         Ok(Server { address, ended, serving, owning })
     }
@@ -124,7 +130,7 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: TcpListener, owner: Owner, identity: Identity, ended: CancellationToken) {
+async fn serve(transport: Transport, listener: TcpListener, owner: Owner, identity: Identity, ended: CancellationToken) {
     let kv = PbKvServer::new(Kv { owner: owner.clone(), identity });
     let lease = PbLeaseServer::new(Lease { owner: owner.clone(), identity });
     let watch = PbWatchServer::new(Watch { owner: owner.clone(), identity });
@@ -140,7 +146,7 @@ async fn serve(listener: TcpListener, owner: Owner, identity: Identity, ended: C
         .add_service(watch.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(maintenance.max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(cluster.max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), ended.cancelled())
+        .serve_with_incoming_shutdown(transport.incoming(listener, Clients::OfCluster), ended.cancelled())
         .await;
     if let Err(error) = served {
         warn!(%error, "the registry stopped serving");

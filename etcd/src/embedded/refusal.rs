@@ -35,6 +35,8 @@ pub(super) enum Refusal {
     LeaseTtlTooLarge,
     #[error("etcdserver: too many requests")]
     TooManyRequests,
+    #[error("etcdserver: permission denied")]
+    NotAllowed,
     #[error("banyan's embedded registry knows no transactions inside transactions: use etcd for these")]
     NestedTxn,
 }
@@ -53,6 +55,7 @@ impl Refusal {
             Refusal::NoSpace | Refusal::TooManyRequests => Code::ResourceExhausted,
             Refusal::LeaseNotFound => Code::NotFound,
             Refusal::LeaseExists => Code::FailedPrecondition,
+            Refusal::NotAllowed => Code::PermissionDenied,
             Refusal::NestedTxn => Code::Unimplemented,
         }
     }

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use banyan_proto::{NodeName, v1};
+use banyan_proto::{NodeName, Role, Signature, v1};
 use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -46,8 +46,9 @@ impl Core {
         if !ended && self.detour.as_ref().is_none_or(|detour| detour.number != number) {
             return;
         }
-        let relay = v1::Relay { node: self.name.to_string(), number, message: message.unwrap_or_default(), ended };
-        if !self.relay_up(relay) || ended {
+        let relay =
+            v1::Relay { node: self.name.to_string(), number, message: message.unwrap_or_default(), ended, ..Default::default() };
+        if !self.relay_up(self.signed(relay)) || ended {
             self.detour = self.detour.take().filter(|detour| detour.number != number);
         }
     }
@@ -83,6 +84,12 @@ impl Core {
                 self.end_relay(&node);
             }
             return;
+        }
+        // Those in between look at who begins a stream, the root at every message.
+        let goes_on = known == Some((message.number, true));
+        if (!goes_on || self.desk.is_some()) && !self.is_of(&node, &message) {
+            tracing::warn!(%node, %child, "refused what a child passes on in another node's name");
+            return self.relay_down(&node, &Relay { number: message.number, child, stream: 0 }, Bytes::new(), true);
         }
         match known {
             Some((number, true)) if number == message.number => {}
@@ -177,8 +184,29 @@ impl Core {
         if self.desk.is_some() {
             self.holder_silent(relay.stream);
         } else {
-            self.relay_up(v1::Relay { node: node.to_string(), number: relay.number, message: Bytes::new(), ended: true });
+            self.relay_up(v1::Relay { node: node.to_string(), number: relay.number, ended: true, ..Default::default() });
         }
+    }
+
+    /// In a cluster with certificates, with our signature.
+    fn signed(&self, relay: v1::Relay) -> v1::Relay {
+        let number = relay.number.to_be_bytes();
+        let signature = self.transport.sign(&[relay.node.as_bytes(), &number, &relay.message]);
+        let (Some(certificate), Some(Signature { scheme, bytes })) = (self.transport.certificate(), signature) else {
+            return relay;
+        };
+        v1::Relay { certificate: certificate.into(), scheme, signature: bytes.into(), ..relay }
+    }
+
+    /// Whether a message is the node's own; where nobody has a certificate, everybody is believed.
+    fn is_of(&self, node: &NodeName, relay: &v1::Relay) -> bool {
+        if self.transport.identity().is_none() {
+            return true;
+        }
+        let signature = Signature { scheme: relay.scheme, bytes: relay.signature.to_vec() };
+        let parts = [relay.node.as_bytes(), &relay.number.to_be_bytes(), &relay.message];
+        let signer = self.transport.signer(&relay.certificate, &parts, &signature);
+        signer.is_ok_and(|identity| identity.role == Role::Node && identity.name == *node)
     }
 
     fn relay_up(&self, relay: v1::Relay) -> bool {
@@ -188,7 +216,7 @@ impl Core {
 
     fn relay_down(&self, node: &NodeName, relay: &Relay, message: Bytes, ended: bool) {
         let Some(child) = self.children.get(&relay.child) else { return };
-        let relay = v1::Relay { node: node.to_string(), number: relay.number, message, ended };
+        let relay = v1::Relay { node: node.to_string(), number: relay.number, message, ended, ..Default::default() };
         // What can't be told is lost with the link, which ends the stream as well.
         let _ = child.to.try_send(v1::Down { kind: Some(v1::down::Kind::Relay(relay)) });
     }

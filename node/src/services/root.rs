@@ -7,6 +7,7 @@ use std::sync::{
 
 use banyan_proto::{
     NodeName, QueryId,
+    transport::Peer,
     v1::{self, AnswerRef, root_server::Root},
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -91,11 +92,13 @@ impl Root for RootService {
     type DeliverStream = futures::stream::BoxStream<'static, Result<v1::Control, Status>>;
 
     async fn deliver(&self, request: Request<Streaming<v1::Delivery>>) -> Result<Response<Self::DeliverStream>, Status> {
+        let peer = Peer::of(&request);
         let mut deliveries = request.into_inner();
         let hello = match deliveries.message().await?.and_then(|delivery| delivery.kind) {
             Some(v1::delivery::Kind::Hello(hello)) => hello,
             _ => return Err(Status::invalid_argument("a node says hello first")),
         };
+        peer.must_be(&hello.node)?;
         let name: NodeName =
             hello.node.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
         let stream = self.core.next_stream();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use banyan_proto::{NodeName, v1, v1::tree_server::Tree};
+use banyan_proto::{NodeName, transport::Peer, v1, v1::tree_server::Tree};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -26,11 +26,13 @@ impl Tree for TreeService {
     type AttachStream = futures::stream::BoxStream<'static, Result<v1::Down, Status>>;
 
     async fn attach(&self, request: Request<Streaming<v1::Up>>) -> Result<Response<Self::AttachStream>, Status> {
+        let peer = Peer::of(&request);
         let mut up = request.into_inner();
         let hello = match up.message().await?.and_then(|up| up.kind) {
             Some(v1::up::Kind::Hello(hello)) => hello,
             _ => return Err(Status::invalid_argument("a child says hello first")),
         };
+        peer.must_be(&hello.name)?;
         let name: NodeName =
             hello.name.parse().map_err(|error: banyan_proto::NameError| Status::invalid_argument(error.to_string()))?;
         if hello.cluster != self.cluster.as_str() {

@@ -1,7 +1,7 @@
 //! The built binary as real processes, with the embedded registry: nothing to install, no privilege.
 
-#[path = "processes/observe.rs"]
 mod observe;
+mod security;
 
 use std::{fs, path::Path};
 
@@ -341,7 +341,10 @@ async fn whoever_joins_waits_for_a_registry_that_is_away_and_says_so() {
     let mut dialled = std::net::TcpStream::connect(early).expect("it listens");
     dialled.set_read_timeout(Some(eventually::PATIENCE)).expect("a time-out can be set");
     let read = std::io::Read::read(&mut dialled, &mut [0; 1]);
-    assert!(read.as_ref().map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |read| *read == 0), "{read:?}");
+    assert!(
+        read.as_ref().map_or_else(|error| error.kind() == std::io::ErrorKind::ConnectionReset, |read| *read == 0),
+        "{read:?}"
+    );
     let _registry = Banyan::start(&format!("registry serve --listen {listen}"));
     root.printed("node root is ready").await;
     node.printed("node a is ready").await;
