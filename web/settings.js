@@ -43,12 +43,12 @@ export async function settings({ spoken, changed }) {
       changed();
     } }, t('remove.all')));
   const who = await session();
-  const key = !who?.required ? null : element('div', { class: 'row' }, who.signed_in
+  const key = !who?.required ? null : who.signed_in
     ? element('button', { type: 'button', class: 'plain', onclick: () => signOut().then(home.end).then(() => location.reload()) }, t('sign.out'))
-    : element('button', { type: 'button', class: 'plain', onclick: () => signIn() }, t('sign.in')));
+    : element('button', { type: 'button', class: 'plain', onclick: () => signIn() }, t('sign.in'));
   const dialog = open(t('settings'), 'settings', theme, tongue,
+    element('div', { class: 'row wrap' }, element('button', { type: 'button', class: 'plain', onclick: () => choose() }, t('servers')), key),
     element('h3', {}, t('conversations')), data,
-    element('div', { class: 'row' }, element('button', { type: 'button', class: 'plain', onclick: () => choose() }, t('servers'))), key,
     element('h3', {}, t('keys')),
     element('dl', { class: 'keys' }, ...KEYS.flatMap(([name, does]) => [
       element('dt', {}, ...name.split(' ').map((one) => element('kbd', {}, one))), element('dd', {}, t(does)),

@@ -3,7 +3,7 @@
 import { figures, way } from '/conversation.js';
 import { copy, element, icon, pictured } from '/dom.js';
 import { Markdown } from '/render.js';
-import { t } from '/words.js';
+import { language, t } from '/words.js';
 
 /** @import {Said} from './conversation.js' */
 
@@ -232,7 +232,7 @@ function facts(said, ended) {
   if (took && ended) {
     if (took.tokens !== null) parts.push(t('tokens', { n: took.tokens }));
     parts.push(t('seconds', { value: seconds(took.seconds) }));
-    if (took.rate !== null) parts.push(t('rate', { value: took.rate < 10 ? took.rate.toFixed(1) : Math.round(took.rate) }));
+    if (took.rate !== null) parts.push(t('rate', { value: took.rate < 10 ? decimal(took.rate, 1) : Math.round(took.rate) }));
     if (said.state === 'done') parts.push(t('first', { value: seconds(took.first) }));
   }
   if (said.state === 'stopped') parts.push(t('stopped'));
@@ -242,8 +242,11 @@ function facts(said, ended) {
   return parts.map((part) => part.replaceAll(' ', '\u00a0')).join('\u00a0· ');
 }
 
+/** As people write it where they live. @param {number} value @param {number} digits */
+export const decimal = (value, digits) => value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+
 /** @param {number} value */
-export const seconds = (value) => value.toFixed(value < 10 ? 2 : 1);
+export const seconds = (value) => decimal(value, value < 10 ? 2 : 1);
 
 /** The API's messages begin in lower case, as they follow a colon elsewhere. @param {string} message */
 export function sentence(message) {

@@ -3,7 +3,7 @@
 import { figures } from '/conversation.js';
 import { open } from '/dialog.js';
 import { element } from '/dom.js';
-import { seconds } from '/turn.js';
+import { decimal, seconds } from '/turn.js';
 import { t } from '/words.js';
 
 /** @import {Said} from './conversation.js' */
@@ -17,7 +17,7 @@ export function why(said) {
   if (origin?.node) rows.push([t('why.node'), origin.node]);
   if (took) {
     rows.push([t('why.first'), t('seconds', { value: seconds(took.first) })], [t('why.whole'), t('seconds', { value: seconds(took.seconds) })]);
-    if (took.rate !== null) rows.push([t('why.rate'), t('rate', { value: took.rate.toFixed(1) })]);
+    if (took.rate !== null) rows.push([t('why.rate'), t('rate', { value: decimal(took.rate, 1) })]);
   }
   if (usage) {
     const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
@@ -26,7 +26,7 @@ export function why(said) {
   }
   if (origin && origin.attempt > 1) rows.push([t('why.attempt'), String(origin.attempt)]);
   const trail = (origin?.trail ?? []).map((hop) => element('li', {},
-    element('b', {}, hop.node || t('why.root')), element('span', {}, t(`reason.${hop.reason}`)), element('time', {}, `${hop.ms.toFixed(1)} ms`)));
+    element('b', {}, hop.node || t('why.root')), element('span', {}, t(`reason.${hop.reason}`)), element('time', {}, `${decimal(hop.ms, 1)} ms`)));
   open(t('why'), 'why',
     element('dl', {}, ...rows.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)])),
     trail.length > 0 ? element('h3', {}, t('why.way')) : null,

@@ -133,7 +133,7 @@ export default {
   'servers.wrong': 'This is no address. Write it as banyan.example.com or 10.0.0.7:8080.',
   'settings': 'Settings',
   'share': 'Share',
-  'share.again': 'Share as it is now',
+  'share.again': 'Update it',
   'share.hint': 'Whoever has the link reads what is shown now: nothing that is said later, and not the system prompt.',
   'share.keep': 'Keep a copy, and go on',
   'share.link': 'Link',

@@ -133,7 +133,7 @@ export default {
   'servers.wrong': 'Esto no es una dirección. Escríbela como banyan.example.com o 10.0.0.7:8080.',
   'settings': 'Ajustes',
   'share': 'Compartir',
-  'share.again': 'Compartir como está ahora',
+  'share.again': 'Actualizar',
   'share.hint': 'Quien tenga el enlace lee lo que se ve ahora: nada de lo que se diga después, ni las instrucciones del sistema.',
   'share.keep': 'Guardar una copia y seguir',
   'share.link': 'Enlace',

@@ -125,7 +125,7 @@ export default {
   'servers.wrong': '这不是地址。请写成 banyan.example.com 或 10.0.0.7:8080。',
   'settings': '设置',
   'share': '分享',
-  'share.again': '更新为当前内容',
+  'share.again': '更新',
   'share.hint': '任何有此链接的人都能看到现在显示的内容，但看不到之后的对话和系统提示词。',
   'share.keep': '保存副本并继续',
   'share.link': '链接',
