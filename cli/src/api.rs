@@ -13,6 +13,7 @@ use crate::{
     output,
     stop::Stop,
     store::StoreArgs,
+    supervisor,
 };
 
 /// Of a request: what the tree's messages hold, with what else they carry.
@@ -133,6 +134,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let scheme = scheme(https.as_ref());
     let (address, told) = (api.address(), observed.told());
     output::print(&format!("the API is ready\n  page  {scheme}://{address}/\n  API   {scheme}://{address}/v1{told}"))?;
+    supervisor::ready(&stop);
     stop.asked().await;
     api.stop().await;
     observed.finish().await;

@@ -1,6 +1,6 @@
 //! How a tree and its nodes look on a terminal and in JSON.
 
-use banyan_proto::v1::{Account, ChildStatus, NodeStatus, TreeView};
+use banyan_proto::v1::{Account, ChildStatus, Load, NodeStatus, TreeView};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -46,6 +46,23 @@ pub(crate) struct Node {
     pub(crate) kv: Option<Kv>,
     /// Of a provider.
     pub(crate) keys: Vec<Key>,
+    pub(crate) loads: Vec<ModelLoad>,
+}
+
+/// What a subtree can take of the models that share an engine, and at a root what waits for them.
+#[derive(Debug, Serialize)]
+pub(crate) struct ModelLoad {
+    models: Vec<String>,
+    slots: u32,
+    room: u32,
+    waiting: u32,
+}
+
+impl ModelLoad {
+    fn new(load: &Load) -> ModelLoad {
+        let capacity = load.capacity.clone().unwrap_or_default();
+        ModelLoad { models: capacity.models, slots: capacity.slots, room: capacity.room, waiting: load.waiting }
+    }
 }
 
 /// A key that a provider spends from. Limits are `null` where there are none.
@@ -149,6 +166,7 @@ impl Node {
                 tokens_accepted: kv.tokens_accepted,
             }),
             keys: status.accounts.iter().map(Key::new).collect(),
+            loads: status.loads.iter().map(ModelLoad::new).collect(),
         }
     }
 }

@@ -73,6 +73,19 @@ impl Failure {
         self
     }
 
+    /// Whether nobody listens where it was dialed.
+    pub(crate) fn is_refused_connection(&self) -> bool {
+        let mut causes = self.error.iter().flat_map(|error| error.chain());
+        causes
+            .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+    }
+
+    /// With that exit code instead.
+    pub(crate) fn coded(mut self, code: Code) -> Failure {
+        self.code = code;
+        self
+    }
+
     #[cfg(test)]
     pub(crate) fn code(&self) -> Code {
         self.code

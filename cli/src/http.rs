@@ -48,6 +48,11 @@ impl Target {
         let address = address.ok_or_else(|| Failure::told(Code::Unavailable, format!("{authority} has no address")))?;
         Ok(Target { address, authority, prefix, key })
     }
+
+    /// The same server, with other paths.
+    pub(crate) fn at(self, prefix: &str) -> Target {
+        Target { prefix: prefix.to_owned(), ..self }
+    }
 }
 
 /// Host with port, and path.

@@ -1,27 +1,35 @@
 //! `banyan`: the command line. Reads what was asked, runs it, and ends with the exit code that says how it went.
 //!
 //! Every command has a file of its own; what they share is how to read flags ([`args`]), how to end ([`exit`]), how to
-//! write ([`output`], [`terminal`]), how to stop ([`stop`]), how to listen ([`listen`]), how to show themselves ([`observe`]) and how to find a node ([`lookout`]). What a
+//! write ([`output`], [`terminal`]), how to stop ([`stop`]), how to listen ([`listen`]), how to show themselves ([`observe`]), what a
+//! supervisor hears ([`supervisor`]), how to find a node ([`lookout`]), and how they are described ([`help`], [`reference`]). What a
 //! tree is and does, the other crates know.
 
 mod api;
 mod args;
+mod autoscale;
 mod bench;
 mod ca;
+mod chat;
+mod doctor;
 mod drawing;
 mod exit;
 mod fleet;
+mod help;
 mod http;
 mod inference;
 mod key;
 mod listen;
 mod lookout;
+mod model;
 mod node;
 mod observe;
 mod output;
+mod reference;
 mod registry;
 mod stop;
 mod store;
+mod supervisor;
 mod terminal;
 mod tls;
 mod up;
@@ -30,7 +38,7 @@ mod why;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 
 use crate::{exit::Failure, observe::LogArgs, stop::Stop};
 
@@ -54,6 +62,11 @@ enum Command {
     /// Runs a node, or looks at those that run.
     #[command(subcommand)]
     Node(node::Command),
+    /// Talks to a model in the terminal.
+    Chat(chat::Args),
+    /// The models on this machine.
+    #[command(subcommand)]
+    Model(model::Command),
     /// Shows the way a query took: attempts, hops, reasons and times.
     Why(why::Args),
     /// The HTTP API and the chat page.
@@ -73,13 +86,25 @@ enum Command {
     /// Tokens with which new members join.
     #[command(subcommand)]
     Token(ca::TokenCommand),
+    /// Adds nodes where a model has too few, and drains them where it has too many.
+    Autoscale(Box<autoscale::Args>),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Looks at everything that a tree needs, and says what to do about what is wrong.
+    Doctor(doctor::Args),
+    /// Prints a script with which a shell completes commands and flags.
+    Completions(reference::CompletionsArgs),
+    /// Prints the manual.
+    Man(reference::ManArgs),
+    /// Prints docs/cli.md.
+    #[command(hide = true)]
+    Reference,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = help::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(Failure::from(anyhow::Error::new(error).context("failed to start the runtime"))),
@@ -107,13 +132,22 @@ async fn run(command: Command, log: &LogArgs, stop: Stop) -> Result<(), Failure>
         Command::Api(api::Command::Run(args)) => api::run(args, stop).await,
         Command::Registry(registry::Command::Serve(args)) => registry::run(args, stop).await,
         Command::Ca(command) => ca::run(command, stop).await,
+        Command::Autoscale(args) => autoscale::run(*args, stop).await,
         // These have an end of their own, and are interrupted before it.
         Command::Node(command) => stop.unless(node::look(command)).await,
         Command::Why(args) => stop.unless(why::run(args)).await,
         Command::Key(command) => stop.unless(key::run(command)).await,
         Command::Usage(args) => stop.unless(usage::run(args)).await,
         Command::Token(command) => stop.unless(ca::token(command)).await,
+        Command::Model(command) => stop.unless(model::run(command)).await,
         Command::Bench(command) => stop.unless(bench::run(command)).await,
+        Command::Doctor(args) => stop.unless(doctor::run(args)).await,
+        // Ctrl-C ends an answer and not the conversation, so it listens itself.
+        Command::Chat(args) => chat::run(args).await,
+        // These are done at once.
+        Command::Completions(args) => reference::completions(&args),
+        Command::Man(args) => reference::man(&args),
+        Command::Reference => reference::run(),
     }
 }
 
@@ -178,6 +212,16 @@ mod tests {
             "bench engine --random --http --plot engine.svg",
             "bench limits --threads 1",
             "bench quality --model banyan-tiny --dtype q8,q4 --text story.txt --window 512 -o json",
+            "autoscale --model gpt2 --min 1 --max 9 --prefix g --up true --down false --high 0.9 --low 0.2 --cooldown 1m --drain 9s",
+            "chat --model gpt2 --url http://127.0.0.1:8080 --system brief --max-tokens 20 --temperature 0",
+            "model pull owner/name@v1 -o json",
+            "model import ./folder --name mine",
+            "model list -o name",
+            "model verify gpt2",
+            "model rm gpt2",
+            "doctor --model gpt2 -o json",
+            "completions zsh",
+            "man --to pages",
             "bench load --url http://127.0.0.1:8080 --concurrency 64 --endpoint completions -o json",
         ] {
             let words = ["banyan"].into_iter().chain(line.split(' '));
@@ -214,6 +258,10 @@ mod tests {
             "usage --from yesterday",
             "usage --from 2026-11-01 --requests 5",
             "up --store mysql://localhost",
+            "completions tcsh-or-so",
+            "autoscale --model gpt2 --max 2",
+            "autoscale --model gpt2 --up true --max 2 --high 1.5",
+            "model rm",
             "bench route --depth 0",
             "ca issue --dir ca --name a --role king --out tls",
             "ca issue --dir ca --name a --role authority --out tls",

@@ -55,6 +55,13 @@ fn write(text: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
+/// Writes a part of a line to standard output, at once.
+pub(crate) fn piece(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    write!(out, "{}", terminal::lines(text))?;
+    Ok(out.flush()?)
+}
+
 /// Writes a value as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     write(&terminal::json(&serde_json::to_string_pretty(value).map_err(anyhow::Error::new)?))
@@ -135,6 +142,16 @@ pub(crate) fn microseconds(us: u64) -> String {
     }
 }
 
+/// So many bytes, as people say it.
+pub(crate) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// The time of day (UTC) of a Unix time in milliseconds.
 pub(crate) fn time_of_day(unix_ms: u64) -> String {
     let of_day = unix_ms % 86_400_000;
@@ -176,6 +193,7 @@ mod tests {
     fn times_are_said_as_people_say_them() {
         assert_eq!([12, 1_234, 2_500_000].map(microseconds), ["12 µs", "1.2 ms", "2.50 s"]);
         assert_eq!(time_of_day(86_400_000 * 20_000 + 3_723_004), "01:02:03.004Z");
+        assert_eq!([9, 1_500, 2_000_000, 3_100_000_000].map(bytes), ["9 B", "1.5 kB", "2.0 MB", "3.1 GB"]);
         assert_eq!([0, 1, 2].map(|n| count(n, "node")), ["0 nodes", "1 node", "2 nodes"]);
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     exit::Failure,
     listen, output,
     stop::Stop,
+    supervisor,
     tls::{ListenArgs, Listening, TlsArgs},
 };
 
@@ -43,6 +44,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let scheme = if transport.identity().is_some() { "https" } else { "http" };
     let server = Server::over(transport, listener, args.file).await.map_err(anyhow::Error::new)?;
     output::print(&format!("the registry is ready\n  etcd  {scheme}://{}", server.address()))?;
+    supervisor::ready(&stop);
     stop.asked().await;
     server.stop().await;
     Ok(())

@@ -17,6 +17,7 @@ use crate::{
     observe::ObserveArgs,
     output,
     stop::Stop,
+    supervisor,
     tls::{EtcdTlsArgs, Listening, TlsArgs},
 };
 
@@ -59,10 +60,13 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let mut fleet = Fleet::default();
     // A part that started before another failed still gives its name back.
     let outcome = match stop.unless(start(&args, &mut fleet)).await {
-        Ok(()) => tokio::select! {
-            () = stop.asked() => Ok(()),
-            ended = fleet.ended() => ended,
-        },
+        Ok(()) => {
+            supervisor::ready(&stop);
+            tokio::select! {
+                () = stop.asked() => Ok(()),
+                ended = fleet.ended() => ended,
+            }
+        }
         failed => failed,
     };
     if outcome.is_ok() {

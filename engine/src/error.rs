@@ -232,6 +232,18 @@ pub enum ResolveError {
         /// Where the bad copy lies.
         aside: PathBuf,
     },
+    /// A name that no model may have.
+    #[error("{name:?} can't be a model's name: take letters, digits, -, _ and . with --name")]
+    Name {
+        /// Which.
+        name: String,
+    },
+    /// A name of the cache that is taken.
+    #[error("{name} is there already: remove it with `banyan model rm {name}`, or take another name with --name")]
+    Taken {
+        /// Which.
+        name: String,
+    },
     /// The cache can't be read or written.
     #[error("failed to {action} {path}: is the disk full, or is the folder another user's? HF_HOME moves the cache", path = .path.display())]
     Cache {

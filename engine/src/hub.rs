@@ -7,11 +7,13 @@
 
 mod cache;
 mod client;
+mod shelf;
 
 use std::path::PathBuf;
 
 use self::cache::{Cache, is_commit};
 use self::client::Client;
+pub use self::shelf::{Cached, Checked, Verdict};
 use crate::error::ResolveError;
 use crate::progress::Progress;
 
@@ -98,6 +100,9 @@ impl Hub {
             return Ok(folder);
         }
         let not_cached = |why: String| ResolveError::NotCached { repo: repo.id.clone(), cache: self.cache.clone(), why };
+        if shelf::is_local(&repo.id) {
+            return Err(not_cached("nothing was imported under that name: `banyan model list` shows what was".into()));
+        }
         if self.offline {
             return Err(not_cached("HF_HUB_OFFLINE forbids to fetch it".into()));
         }

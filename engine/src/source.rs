@@ -11,8 +11,8 @@ use crate::{bundled, gguf};
 
 /// What `up` serves when nothing else is asked for: OpenAI's GPT-2, 124M.
 const DEFAULT: &str = "openai-community/gpt2";
-const DEFAULT_REVISION: &str = "607a30d783dfa663caf39e06633721c8d4cfcd7e";
-const DEFAULT_WEIGHTS_SHA256: &str = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707";
+pub(crate) const PINNED_COMMIT: &str = "607a30d783dfa663caf39e06633721c8d4cfcd7e";
+pub(crate) const PINNED_WEIGHTS: &str = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707";
 
 /// Names that models had before hubs had owners, and that people still type.
 const SHORT_NAMES: [(&str, &str); 5] = [
@@ -73,6 +73,11 @@ impl Source {
                 other => other,
             }),
         }
+    }
+
+    /// `openai-community/gpt2` for `gpt2`; any other name is whole as it is.
+    pub fn full_name(name: &str) -> &str {
+        SHORT_NAMES.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| long)
     }
 
     /// The checkpoint in the binary.
@@ -159,8 +164,8 @@ fn fetch(repo: &Repo, hub: &Hub, progress: &Progress) -> Result<Source, ResolveE
 }
 
 fn pinned() -> Repo {
-    let weights_sha256 = Some(DEFAULT_WEIGHTS_SHA256);
-    Repo { id: DEFAULT.into(), revision: DEFAULT_REVISION.into(), file: None, weights_sha256 }
+    let weights_sha256 = Some(PINNED_WEIGHTS);
+    Repo { id: DEFAULT.into(), revision: PINNED_COMMIT.into(), file: None, weights_sha256 }
 }
 
 /// The bundled model's name, an existing folder or file, what is written like a path, and else a hub model.
@@ -180,14 +185,10 @@ fn parse(spec: &str) -> Result<Spec, ResolveError> {
         Some((id, revision)) => (id, Some(revision)),
         None => (spec, None),
     };
-    let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, long)| long);
-    if id == DEFAULT && matches!(revision, None | Some(DEFAULT_REVISION)) {
+    let id = Source::full_name(id);
+    if id == DEFAULT && matches!(revision, None | Some(PINNED_COMMIT)) {
         return Ok(Spec::Hub(pinned()));
     }
-    let is_name = |name: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(plain) && !name.starts_with('.') && !name.contains("..")
-    };
     let is_revision = |revision: &str| revision.split('/').all(is_name);
     // The file of a GGUF model stands behind the model's name.
     let (id, file) = match id.rsplit_once('/') {
@@ -200,6 +201,12 @@ fn parse(spec: &str) -> Result<Spec, ResolveError> {
         return Err(unknown());
     }
     Ok(Spec::Hub(Repo { id: id.into(), revision: revision.into(), file: file.map(Into::into), weights_sha256: None }))
+}
+
+/// Whether a hub may call an owner or a model so.
+pub(crate) fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !name.is_empty() && name.len() <= NAME_MAX && name.bytes().all(plain) && !name.starts_with('.') && !name.contains("..")
 }
 
 #[cfg(test)]

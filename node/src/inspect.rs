@@ -283,6 +283,7 @@ impl Inspector {
             kv: now.kv,
             accounts: now.accounts,
             delivers_through: now.through.unwrap_or_default(),
+            loads: now.loads,
         })
     }
 

@@ -161,6 +161,11 @@ impl Lanes {
         self.models.get(model).copied().unwrap_or_default()
     }
 
+    /// How many wait for each model that somebody waits for.
+    pub(crate) fn by_model(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.models.iter().filter(|(_, held)| held.entries > 0).map(|(model, held)| (model, held.entries))
+    }
+
     /// How many owners' queries wait for a model, this owner's included.
     pub(crate) fn sharers(&self, owner: &Arc<str>, model: &Arc<str>) -> u64 {
         let ours = self.lanes.contains_key(&(owner.clone(), model.clone()));

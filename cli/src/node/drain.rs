@@ -19,7 +19,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which node.
+    /// Which node; in a container's own environment, itself.
+    #[arg(env = "BANYAN_NAME")]
     name: NodeName,
     /// How long running queries may take to finish; then others go on with them.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = args::duration)]

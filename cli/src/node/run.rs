@@ -15,6 +15,7 @@ use crate::{
     observe::ObserveArgs,
     output,
     stop::Stop,
+    supervisor,
     tls::{ListenArgs, Listening},
 };
 
@@ -60,14 +61,17 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
     let mut fleet = Fleet::default();
     let outcome = match stop.unless(start(&args, &mut fleet)).await {
-        Ok(()) => tokio::select! {
+        Ok(()) => {
+            supervisor::ready(&stop);
+            tokio::select! {
             () = stop.asked() => {
                 output::note("leaving: what runs may finish; Ctrl-C again quits at once");
                 fleet.drain(args.drain).await;
                 Ok(())
             }
             ended = fleet.ended() => ended,
-        },
+            }
+        }
         failed => failed,
     };
     fleet.stop().await;

@@ -198,12 +198,12 @@ pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn is_sha256(etag: &str) -> bool {
+pub(super) fn is_sha256(etag: &str) -> bool {
     etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -241,13 +241,13 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn create_parent(path: &Path) -> Result<(), ResolveError> {
+pub(super) fn create_parent(path: &Path) -> Result<(), ResolveError> {
     let parent = path.parent().expect("a path in the cache has a parent");
     fs::create_dir_all(parent).map_err(failed("create", parent))
 }
 
 /// `snapshots/<commit>/<file>` → `../../blobs/<etag>`, as every tool writes it; a copy where links are forbidden.
-fn link(blob: &Path, pointer: &Path) -> Result<(), ResolveError> {
+pub(super) fn link(blob: &Path, pointer: &Path) -> Result<(), ResolveError> {
     create_parent(pointer)?;
     let name = blob.file_name().expect("a blob has a name");
     let target = Path::new("../../blobs").join(name);
@@ -264,7 +264,7 @@ fn link(blob: &Path, pointer: &Path) -> Result<(), ResolveError> {
     fs::rename(&fresh, pointer).map_err(failed("rename", pointer))
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ResolveError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ResolveError {
     let path = path.to_path_buf();
     move |source| ResolveError::Cache { action, path, source }
 }

@@ -135,6 +135,21 @@ impl Isa {
         all
     }
 
+    /// What people call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Isa::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => "AVX-512 with VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512VnniBf16(_) => "AVX-512 with VNNI and bf16",
+        }
+    }
+
     /// The least that gives the same bits where no products of integers or bf16 are wanted: fewer compilations of a kernel.
     pub(super) fn for_floats(self) -> Isa {
         match self {

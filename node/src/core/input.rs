@@ -233,6 +233,7 @@ pub(crate) struct Snapshot {
     pub(crate) uptime: Duration,
     pub(crate) kv: Option<v1::Kv>,
     pub(crate) accounts: Vec<v1::Account>,
+    pub(crate) loads: Vec<v1::Load>,
 }
 
 /// Tells the node's task. The task ends when the last handle is gone, or by [`Handle::stop`].

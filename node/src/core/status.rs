@@ -1,9 +1,11 @@
 //! What the node says of itself: to inspections, and to whoever drives it and looks whether anything is left over.
 
+use std::sync::Arc;
+
 use banyan_proto::v1;
 
 use super::{Core, Snapshot, desk::Desk, work::Work};
-use crate::{bare::Gauges, capacity};
+use crate::{bare::Gauges, capacity, translate};
 
 impl Core {
     pub(crate) fn gauges(&self) -> Gauges {
@@ -56,6 +58,25 @@ impl Core {
             uptime: self.now.duration_since(self.started),
             kv: self.engine.as_ref().and_then(Work::kv),
             accounts: self.engine.as_ref().map(Work::accounts).unwrap_or_default(),
+            loads: self.loads(),
         }
+    }
+
+    /// What each set of models that share an engine can take, and what waits for it.
+    fn loads(&self) -> Vec<v1::Load> {
+        let mut sets = self.router.capacity();
+        let waits: Vec<_> = self.desk.iter().flat_map(|desk| desk.ledger.waiting_by_model()).collect();
+        // A model whose nodes are all away is waited for as well.
+        for (model, _) in &waits {
+            if !model.is_empty() && !sets.iter().any(|set| capacity::serves(&set.models, model)) {
+                sets.push(capacity::Capacity { models: vec![Arc::clone(model)], ..Default::default() });
+            }
+        }
+        let load = |set: capacity::Capacity| {
+            let waiting = waits.iter().filter(|(model, _)| model.is_empty() || capacity::serves(&set.models, model));
+            let waiting: u64 = waiting.map(|(_, entries)| entries).sum();
+            v1::Load { waiting: u32::try_from(waiting).unwrap_or(u32::MAX), capacity: Some(translate::capacity_to_wire(&set)) }
+        };
+        sets.into_iter().map(load).collect()
     }
 }

@@ -1,5 +1,7 @@
 //! What the ledger tells of its accounts to whoever asks.
 
+use std::sync::Arc;
+
 use banyan_proto::{Attempt, QueryId};
 
 use super::{Hop, Ledger, Settings, Way, entry::Entry};
@@ -18,6 +20,11 @@ impl Ledger {
     /// Queries that wait at the root.
     pub fn waiting(&self) -> usize {
         self.lanes.len() + self.suspects.len() + self.paused.len() + self.unclaimed.len()
+    }
+
+    /// How many wait in lanes for each model that somebody waits for; the empty name is for any.
+    pub fn waiting_by_model(&self) -> impl Iterator<Item = (&Arc<str>, u64)> {
+        self.lanes.by_model()
     }
 
     /// Queries that nodes hold since an earlier reign, and nobody has asked for yet.

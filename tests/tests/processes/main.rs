@@ -1,7 +1,11 @@
 //! The built binary as real processes, with the embedded registry: nothing to install, no privilege.
 
+mod autoscale;
+mod commands;
+mod guide;
 mod observe;
 mod security;
+mod shell;
 
 use std::{fs, path::Path};
 
