@@ -2,6 +2,7 @@
 
 mod autoscale;
 mod commands;
+mod deploy;
 mod guide;
 mod observe;
 mod security;

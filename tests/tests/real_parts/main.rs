@@ -1,6 +1,7 @@
 //! With parts that others made: etcd, PyPI's and npm's clients, schemathesis, Chromium, axe, TypeScript. `./test --all` installs them
 //! and runs this; `./test` leaves suites out whose names begin with `real_`.
 
+mod deploy;
 mod etcd_tls;
 mod nginx;
 mod postgres;
