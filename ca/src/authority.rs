@@ -23,6 +23,9 @@ pub use rcgen::KeyPair;
 /// How long a certificate is good: it is renewed after two thirds, so an authority may be away for eight hours.
 pub const VALID: Duration = Duration::from_secs(24 * 3600);
 
+/// What certificates of the cluster's registries are called beside, wherever they run: etcd's clients look for a DNS name.
+pub const REGISTRY_NAME: &str = "registry.banyan.internal";
+
 /// The authority's own.
 const OWN_VALID: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Clocks may be that far behind.
@@ -194,10 +197,11 @@ fn params(identity: &Identity, valid: Duration, names: &[String]) -> Certificate
     params.distinguished_name = subject;
     let uri = identity.to_string().try_into().expect("names are ASCII");
     params.subject_alt_names = vec![SanType::URI(uri)];
-    for name in names {
+    let registry = (identity.role == Role::Registry).then_some(REGISTRY_NAME);
+    for name in names.iter().map(String::as_str).chain(registry) {
         params.subject_alt_names.push(match name.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
-            Err(_) => match name.as_str().try_into() {
+            Err(_) => match name.try_into() {
                 Ok(name) => SanType::DnsName(name),
                 // No DNS name has such letters.
                 Err(_) => continue,

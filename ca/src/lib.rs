@@ -10,6 +10,6 @@ pub mod member;
 pub mod service;
 mod token;
 
-pub use authority::{Authority, AuthorityError, KeyPair, VALID};
+pub use authority::{Authority, AuthorityError, KeyPair, REGISTRY_NAME, VALID};
 pub use grant::{Grant, TOKEN_TIME, create};
 pub use token::{Secret, Token, TokenError};

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use banyan_ca::{Authority, Grant, TOKEN_TIME, VALID, create, member, service::Service};
+use banyan_ca::{Authority, Grant, REGISTRY_NAME, TOKEN_TIME, VALID, create, member, service::Service};
 use banyan_etcd::{Registry, Tls};
 use banyan_proto::{Identity, NodeName, Role};
 
@@ -11,7 +11,7 @@ use crate::{
     exit::{Code, Failure},
     listen, output,
     stop::Stop,
-    tls::{self, EtcdTlsArgs, REGISTRY_NAME},
+    tls::{self, EtcdTlsArgs},
 };
 
 /// Where the authority listens, for who makes tokens on its machine.
@@ -219,11 +219,7 @@ pub(crate) async fn run(command: Command, stop: Stop) -> Result<(), Failure> {
         Command::Issue(args) => {
             let authority = Authority::open(&args.folder.dir)?;
             let identity = Identity { cluster: authority.cluster().clone(), role: args.role, name: args.name };
-            let mut names = args.hosts;
-            if identity.role == Role::Registry {
-                names.push(REGISTRY_NAME.to_owned());
-            }
-            member::issue(&authority, &args.out, &identity, args.valid.0, &names)?;
+            member::issue(&authority, &args.out, &identity, args.valid.0, &args.hosts)?;
             output::print(&format!("{identity} is in {}", args.out.display()))
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use banyan_ca::{
-    Token,
+    REGISTRY_NAME, Token,
     member::{self, JoinError},
 };
 use banyan_etcd::{Registry, Tls};
@@ -16,8 +16,6 @@ use banyan_proto::{AUTHORITY_FILE, CERTIFICATE_FILE, Credentials, CredentialsErr
 
 use crate::exit::{Code, Failure};
 
-/// What certificates of the cluster's own registries are called, wherever they run.
-pub(crate) const REGISTRY_NAME: &str = "registry.banyan.internal";
 /// A token by the environment, as it is a secret.
 const TOKEN_VARIABLE: &str = "BANYAN_JOIN_TOKEN";
 /// How often etcd's files are looked at.
