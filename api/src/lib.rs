@@ -21,6 +21,7 @@ mod health;
 mod hosts;
 mod https;
 mod keyring;
+mod keys;
 mod legacy;
 mod meters;
 mod openai;
@@ -36,6 +37,7 @@ mod session;
 mod sse;
 mod stall;
 mod tally;
+mod tree;
 mod under_way;
 mod usage;
 

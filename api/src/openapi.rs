@@ -4,6 +4,7 @@
 //! are stands in `routes.rs` as well; a test compares the two.
 
 mod kept;
+mod tree;
 
 use std::sync::OnceLock;
 
@@ -44,6 +45,7 @@ pub(crate) fn document() -> Value {
 fn paths() -> Value {
     let mut paths = own_paths();
     merge(&mut paths, kept::paths());
+    merge(&mut paths, tree::paths());
     for (path, operations) in paths.as_object_mut().into_iter().flatten() {
         if path.starts_with("/v1/") || path.starts_with("/arranca") {
             for (_, operation) in operations.as_object_mut().into_iter().flatten() {
@@ -178,7 +180,7 @@ fn failures() -> Value {
     let texts = [
         ("400", "The request is wrong: `param` names where, and `message` says what would be right."),
         ("401", "There are keys, and none of them was sent."),
-        ("403", "The host or origin is not served."),
+        ("403", "The host or origin is not served, or it takes an operator's key."),
         ("404", "There is no such model, answer or path."),
         ("405", "Another method is the right one."),
         ("408", "The body did not arrive in time."),
@@ -238,6 +240,7 @@ fn merge(into: &mut Value, more: Value) {
 fn schemas() -> Value {
     let mut schemas = own_schemas();
     merge(&mut schemas, kept::schemas());
+    merge(&mut schemas, tree::schemas());
     schemas
 }
 

@@ -41,6 +41,7 @@ static PAGES: LazyLock<HashMap<String, Page>> = LazyLock::new(|| {
 pub(crate) fn at(path: &str) -> Option<&'static Page> {
     match path.strip_prefix('/')? {
         "" => PAGES.get("index.html"),
+        "tree" => PAGES.get("tree.html"),
         path => PAGES.get(path),
     }
 }

@@ -255,6 +255,12 @@ impl Roots {
         models.into_iter().filter_map(|model| catalogue::context(&view, model)).max()
     }
 
+    /// Asks the root of a tree about its nodes.
+    pub(crate) fn inspect(&self, tree: &NodeName) -> Result<InspectClient<Channel>, AskError> {
+        let client = InspectClient::new(self.link(tree)?.channel);
+        Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
     /// Whether a root answers.
     pub(crate) async fn probe(&self) -> Result<(), AskError> {
         let Link { address, channel, .. } = self.link(&self.pick("", None)?)?;

@@ -18,10 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
 use crate::{
-    Limits, batches, caller, chat, conversations, files, health, hosts,
+    Limits, batches,
+    caller::{self, Caller},
+    chat, conversations, files, health, hosts,
     hosts::Hosts,
     keyring::Keyring,
-    legacy,
+    keys, legacy,
     meters::{self, Meters},
     openai::{self, Error},
     openapi, pages,
@@ -29,7 +31,9 @@ use crate::{
     request_id,
     returns::Returns,
     root::Roots,
-    session, usage,
+    session,
+    tree::{self, Trees},
+    usage,
 };
 
 /// What handlers share.
@@ -51,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) bodies: Arc<Semaphore>,
     /// Conversations over WebSockets that may still begin.
     pub(crate) sockets: Arc<Semaphore>,
+    /// What is seen of the trees.
+    pub(crate) trees: Arc<Trees>,
     /// Told when there is a new batch.
     pub(crate) batches: Notify,
     /// Nothing new is accepted.
@@ -67,10 +73,24 @@ impl Shared {
     pub(crate) fn store(&self) -> Result<&Store, Error> {
         self.store.as_ref().ok_or_else(Error::no_store)
     }
+
+    /// Whether somebody may change the tree. Without keys only who sits at this machine may, as nobody is told apart.
+    pub(crate) fn is_operator(&self, caller: &Caller) -> bool {
+        caller.key.as_ref().map_or(self.hosts.is_one_persons(), |key| key.operator)
+    }
+
+    /// # Errors
+    /// When it is none.
+    pub(crate) fn only_operators(&self, caller: &Caller) -> Result<(), Error> {
+        if self.is_operator(caller) {
+            return Ok(());
+        }
+        Err(Error::forbidden("this takes an operator's key: `banyan key create --operator --name NAME` makes one"))
+    }
 }
 
 /// The paths that people mistype.
-const PATHS: [&str; 15] = [
+const PATHS: [&str; 17] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -80,6 +100,8 @@ const PATHS: [&str; 15] = [
     "/v1/conversations",
     "/v1/usage",
     "/v1/chat/ws",
+    "/v1/keys",
+    "/v1/tree/events",
     session::PATH,
     "/openapi.json",
     "/arranca/",
@@ -118,6 +140,13 @@ pub(crate) fn router(context: Context) -> Router {
         .route(session::PATH, get(session::read).post(session::open).delete(session::close))
         .route("/v1/usage", get(usage::usage))
         .route("/v1/usage/requests", get(usage::requests))
+        .route("/v1/keys", get(keys::list))
+        .route("/v1/tree/events", get(tree::events))
+        .route("/v1/tree/nodes/{name}", get(tree::node))
+        .route("/v1/tree/nodes/{name}/log", get(tree::log))
+        .route("/v1/tree/nodes/{name}/drain", post(tree::drain))
+        .route("/v1/tree/nodes/{name}/move", post(tree::relocate))
+        .route("/v1/tree/queries/{id}", get(tree::query))
         .route("/arranca/", post(legacy::arranca))
         .route("/arranca", post(legacy::arranca))
         .route("/livez", get(health::livez))
@@ -166,7 +195,14 @@ async fn page_or_nothing(request: Request) -> Response {
 
 async fn wrong_method(request: Request) -> Error {
     let path = request.uri().path();
-    let wanted = if path.starts_with("/v1/models") || path.ends_with("z") || path == "/metrics" || path.ends_with(".json") {
+    let reads = |path: &str| path.starts_with("/v1/tree") && !path.ends_with("/drain") && !path.ends_with("/move");
+    let wanted = if path.starts_with("/v1/models")
+        || path == "/v1/keys"
+        || reads(path)
+        || path.ends_with("z")
+        || path == "/metrics"
+        || path.ends_with(".json")
+    {
         "GET"
     } else {
         "POST"

@@ -137,6 +137,7 @@ impl Api {
             stopping: stopping.clone(),
             ending: ending.clone(),
             sockets: Arc::new(Semaphore::new(config.limits.sockets)),
+            trees: Default::default(),
             batches: Default::default(),
             legacy_count: Default::default(),
             limits: config.limits,

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     body::Whole,
-    caller::EVERYBODY,
+    caller::{Caller, EVERYBODY},
     openai::{Documented, Error, Field, Fields, Text, object_schema},
     routes::Context,
 };
@@ -45,6 +45,8 @@ pub(crate) struct Session {
     required: bool,
     /// Whether a good one was.
     signed_in: bool,
+    /// Whether one may change the tree, and see what others used.
+    operator: bool,
     /// Whose history the API keeps for this page; none where it keeps nothing, or where nothing tells people apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     keeps: Option<String>,
@@ -62,9 +64,11 @@ pub(crate) async fn read(State(context): State<Context>, headers: HeaderMap) -> 
     let required = context.keyring.check(None).is_err();
     let known = context.keyring.check(secret(&headers)).ok();
     let signed_in = required && known.is_some();
+    let operator = known.clone().is_some_and(|key| context.is_operator(&Caller::of(key, "".into())));
     let keeps = known.filter(|key| context.store.is_some() && (key.is_some() || context.hosts.is_one_persons()));
     let keeps = keeps.map(|key| key.map_or(EVERYBODY.to_owned(), |key| key.id.clone()));
-    ([(header::CACHE_CONTROL, "no-store")], Json(Session { object: "session", required, signed_in, keeps })).into_response()
+    let session = Session { object: "session", required, signed_in, operator, keeps };
+    ([(header::CACHE_CONTROL, "no-store")], Json(session)).into_response()
 }
 
 /// Signs in.

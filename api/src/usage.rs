@@ -21,6 +21,8 @@ pub(crate) struct Wanted {
     from: Option<String>,
     to: Option<String>,
     format: Option<String>,
+    /// Everybody's, for an operator.
+    everyone: Option<bool>,
 }
 
 /// Which requests.
@@ -46,7 +48,11 @@ pub(crate) async fn usage(
     let now = unix_ms();
     let from = day("from", wanted.from)?.unwrap_or_else(|| day_of(now - DAYS_MS));
     let to = day("to", wanted.to)?.unwrap_or_else(|| day_of(now));
-    let key = caller.key.as_ref().map(|key| key.id.as_str());
+    let mut key = caller.key.as_ref().map(|key| key.id.as_str());
+    if wanted.everyone == Some(true) {
+        context.only_operators(&caller)?;
+        key = None;
+    }
     let data = context.store()?.usage(&from, &to, key).await.map_err(Error::of_store)?;
     match wanted.format.as_deref() {
         None | Some("json") => Ok(Json(List { object: "list", data }).into_response()),

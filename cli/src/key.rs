@@ -38,6 +38,9 @@ pub(crate) struct CreateArgs {
     /// The models that it may ask for; without it, all.
     #[arg(long, value_name = "MODEL", value_delimiter = ',')]
     models: Vec<String>,
+    /// It may drain and move nodes, read their logs, and see everybody's keys and usage.
+    #[arg(long)]
+    operator: bool,
     #[command(flatten)]
     store: StoreArgs,
     /// How to print it.
@@ -86,7 +89,13 @@ struct Made<'a> {
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Create(args) => {
-            let new = NewKey { name: args.name, models: args.models, requests_per_minute: args.rpm, tokens_per_minute: args.tpm };
+            let new = NewKey {
+                name: args.name,
+                models: args.models,
+                requests_per_minute: args.rpm,
+                tokens_per_minute: args.tpm,
+                operator: args.operator,
+            };
             let (key, secret) = args.store.open().await?.create_key(new).await?;
             show(&key, secret.reveal(), args.output)
         }
@@ -135,7 +144,12 @@ fn draw(keys: &[Key]) -> String {
         rows.push(vec![
             key.name.clone(),
             key.shown.clone(),
-            if key.revoked_ms.is_some() { "revoked" } else { "good" }.to_owned(),
+            match key {
+                Key { revoked_ms: Some(_), .. } => "revoked",
+                Key { operator: true, .. } => "operator",
+                _ => "good",
+            }
+            .to_owned(),
             limit(key.requests_per_minute),
             limit(key.tokens_per_minute),
             if key.models.is_empty() { "all".to_owned() } else { key.models.join(",") },
@@ -159,6 +173,7 @@ mod tests {
             models: vec!["gpt2".into(), "tiny".into()],
             requests_per_minute: Some(60),
             tokens_per_minute: None,
+            operator: false,
             created_ms: 0,
             revoked_ms: Some(1),
         };

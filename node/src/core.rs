@@ -17,6 +17,7 @@ mod status;
 mod streams;
 mod task;
 mod traced;
+mod watch;
 mod work;
 
 use std::{
@@ -43,6 +44,7 @@ use self::{
     parcel::Parcel,
     parent::Uplink,
     relay::{Detour, Relay},
+    watch::Watch,
     work::Work,
 };
 use crate::{
@@ -76,6 +78,10 @@ pub(crate) struct Core {
     engine: Option<Work>,
     /// While the node is its tree's root.
     desk: Option<Desk>,
+    /// While somebody watches its tree.
+    watch: Option<Watch>,
+    /// Sequences that its engine runs together.
+    slots: u32,
     /// What its desk is made with.
     eager: bool,
     lanes: LaneLimits,
@@ -126,6 +132,7 @@ impl Core {
             routing: config.routing,
             engine: engine.as_ref().map(|engine| engine_settings(config, engine.info())),
         };
+        let slots = settings.engine.as_ref().map_or(0, |engine| engine.batch_max);
         let eager = config.routing == crate::Routing::Classic;
         let desk = epoch.map(|epoch| {
             Desk::new(ledger::Settings { epoch, eager, lanes: config.lanes }, config.name.clone(), config.tracer.clone())
@@ -147,6 +154,8 @@ impl Core {
             tracer: config.tracer.clone(),
             engine: engine.map(|engine| Work::new(engine, now, config.tracer.clone())),
             desk,
+            watch: None,
+            slots,
             eager,
             lanes: config.lanes,
             rootless_since: None,
@@ -190,6 +199,7 @@ impl Core {
                     self.uplink = None;
                     self.end_relays_up();
                     self.set_ancestry(v1::Ancestry::default());
+                    self.tell_presence();
                 }
             }
             Input::Ancestry { link, ancestry } => {
@@ -213,6 +223,7 @@ impl Core {
             Input::HolderJoined(link) => self.holder_joined(link),
             Input::HolderGone { stream } => self.holder_silent(stream),
             Input::Severed { node } => self.severed(node),
+            Input::Presence { stream, presence } => self.presence(stream, presence),
             Input::Frame { stream, frame } => self.frame(stream, frame),
             Input::AskChildren { inspection, reply } => self.ask_children(inspection, reply),
             Input::Snapshot(reply) => {
@@ -223,6 +234,9 @@ impl Core {
             }
             Input::Why { id, reply } => {
                 let _ = reply.send(self.desk.as_ref().map(|desk| desk.why(&id)));
+            }
+            Input::Watch(reply) => {
+                let _ = reply.send(self.watched());
             }
             Input::Note(text) => self.journal.push(Fact::Note(text)),
             Input::Drain { deadline, begun } => {
@@ -300,6 +314,9 @@ impl Core {
         if let Some(recording) = &self.recording {
             recording.push(Record::Ledger { now, event: event.clone(), actions: actions.clone() });
         }
+        if let Some(watch) = &mut self.watch {
+            watch.note(&event, &actions, &desk.ledger);
+        }
         self.measure(&event, &actions);
         let mut at_hand = at_hand;
         for action in &actions {
@@ -370,6 +387,7 @@ impl Core {
         }
         self.end_streams();
         self.ledger(ledger::Event::Tick, None);
+        self.show_sights();
         let Some(desk) = &mut self.desk else { return };
         desk.expire(self.now);
         // What was refused for wrong numbers goes by the present ones.

@@ -37,6 +37,8 @@ pub struct Key {
     pub requests_per_minute: Option<u32>,
     /// Tokens, of prompts and answers together, that it may use.
     pub tokens_per_minute: Option<u32>,
+    /// It may change the tree, and sees what others used.
+    pub operator: bool,
     /// In Unix milliseconds.
     pub created_ms: i64,
     /// In Unix milliseconds; `None` while it is good.
@@ -54,6 +56,8 @@ pub struct NewKey {
     pub requests_per_minute: Option<u32>,
     /// Tokens that it may use.
     pub tokens_per_minute: Option<u32>,
+    /// It may change the tree, and sees what others used.
+    pub operator: bool,
 }
 
 /// All keys, by what is kept of their secrets.
@@ -109,6 +113,7 @@ impl Store {
             models: new.models,
             requests_per_minute: new.requests_per_minute,
             tokens_per_minute: new.tokens_per_minute,
+            operator: new.operator,
             created_ms: unix_ms(),
             revoked_ms: None,
         };
@@ -127,8 +132,8 @@ impl Store {
                 let models = serde_json::to_string(&key.models).expect("texts are JSON");
                 connection
                     .execute(
-                        "INSERT INTO keys (id, name, hash, shown, models, requests_per_minute, tokens_per_minute, created_ms)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                        "INSERT INTO keys (id, name, hash, shown, models, requests_per_minute, tokens_per_minute, created_ms, operator)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                         &[
                             (&key.id).into(),
                             (&key.name).into(),
@@ -138,6 +143,7 @@ impl Store {
                             key.requests_per_minute.into(),
                             key.tokens_per_minute.into(),
                             key.created_ms.into(),
+                            i64::from(key.operator).into(),
                         ],
                     )
                     .await?;
@@ -159,7 +165,7 @@ impl Store {
         let rows = self.write(|connection| {
             connection
                 .rows(
-                    "SELECT id, name, shown, models, requests_per_minute, tokens_per_minute, created_ms, revoked_ms
+                    "SELECT id, name, shown, models, requests_per_minute, tokens_per_minute, created_ms, revoked_ms, operator
                      FROM keys ORDER BY id",
                     &[],
                 )
@@ -229,7 +235,7 @@ impl Store {
                 }
                 let rows = connection
                     .rows(
-                        "SELECT id, name, shown, models, requests_per_minute, tokens_per_minute, created_ms, revoked_ms,
+                        "SELECT id, name, shown, models, requests_per_minute, tokens_per_minute, created_ms, revoked_ms, operator,
                                 hash, former_hash, former_until_ms
                          FROM keys ORDER BY id",
                         &[],
@@ -244,10 +250,10 @@ impl Store {
         let of_32 = |bytes: Vec<u8>| <[u8; 32]>::try_from(bytes).map_err(|_| Error::Strange("a key's hash"));
         for row in &rows {
             let key = Arc::new(key(row)?);
-            if let (Ok(former), Some(until)) = (row.bytes(9), row.maybe_int(10)?) {
+            if let (Ok(former), Some(until)) = (row.bytes(10), row.maybe_int(11)?) {
                 table.by_hash.insert(of_32(former)?, Entry { key: Arc::clone(&key), until_ms: Some(until) });
             }
-            table.by_hash.insert(of_32(row.bytes(8)?)?, Entry { key: Arc::clone(&key), until_ms: None });
+            table.by_hash.insert(of_32(row.bytes(9)?)?, Entry { key: Arc::clone(&key), until_ms: None });
             table.by_id.insert(key.id.clone(), key);
         }
         Ok(Some(table))
@@ -262,7 +268,7 @@ async fn changed(connection: &mut Connection) -> Result<(), Error> {
 async fn good(connection: &mut Connection, name: &str) -> Result<Key, Error> {
     let row = connection
         .row(
-            "SELECT id, name, shown, models, requests_per_minute, tokens_per_minute, created_ms, revoked_ms
+            "SELECT id, name, shown, models, requests_per_minute, tokens_per_minute, created_ms, revoked_ms, operator
              FROM keys WHERE (name = ?1 OR id = ?1) AND revoked_ms IS NULL",
             &[name.into()],
         )
@@ -281,6 +287,7 @@ fn key(row: &Row) -> Result<Key, Error> {
         tokens_per_minute: limit(5)?,
         created_ms: row.int(6)?,
         revoked_ms: row.maybe_int(7)?,
+        operator: row.int(8)? != 0,
     })
 }
 

@@ -186,6 +186,7 @@ mod tests {
             models: Vec::new(),
             requests_per_minute: requests,
             tokens_per_minute: tokens,
+            operator: false,
             created_ms: 0,
             revoked_ms: None,
         }

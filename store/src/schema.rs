@@ -12,7 +12,7 @@ struct Step {
     postgres: &'static str,
 }
 
-const STEPS: [Step; 2] = [FIRST, BRANCHES];
+const STEPS: [Step; 3] = [FIRST, BRANCHES, OPERATORS];
 
 const FIRST: Step = Step {
     both: "
@@ -184,6 +184,10 @@ const BRANCHES: Step = Step {
     ",
     postgres: "",
 };
+
+/// Some keys may change the tree.
+const OPERATORS: Step =
+    Step { both: "ALTER TABLE keys ADD COLUMN operator BIGINT NOT NULL DEFAULT 0;", sqlite: "", postgres: "" };
 
 /// Replicas that start together migrate one after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7236201441)";

@@ -121,6 +121,11 @@ impl Http {
         self.stream_of("POST", path, &[], body).await
     }
 
+    /// Gets a path whose answer is a stream of events.
+    pub async fn events(self, path: &str, headers: &[(&str, &str)]) -> Events {
+        self.stream_of("GET", path, headers, &Value::Null).await
+    }
+
     async fn stream_of(self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Events {
         let answer = self.send(method, path, headers, body.to_string().into()).await;
         if !answer.is_stream() {

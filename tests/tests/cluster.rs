@@ -2,11 +2,11 @@
 //!
 //! What one crate promises alone is tested there; here is what only all of them together can break.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use banyan_tests::{
     Cluster, eventually,
-    http::joined,
+    http::{Events, joined},
     query::{self, Ended},
 };
 use futures::future::join_all;
@@ -282,5 +282,106 @@ async fn the_page_and_its_files_are_served() {
     let legacy = cluster.api().post("/arranca/", &json!({ "text": "[[count 3]]", "timestamp": 1 })).await.json();
     assert_eq!(legacy["text"], "[[count 3]]1 2 3", "{legacy}");
     assert!(legacy["request_id"].is_u64(), "{legacy}");
+    cluster.stop().await;
+}
+
+/// The tree as its events tell it.
+struct Seen {
+    events: Events,
+    nodes: BTreeMap<String, Value>,
+    /// All that was told of queries, in order: state, node and way.
+    queries: Vec<(String, String, Vec<String>)>,
+    last: String,
+    text: String,
+}
+
+impl Seen {
+    fn new(events: Events) -> Seen {
+        Seen { events, nodes: BTreeMap::new(), queries: Vec::new(), last: String::new(), text: String::new() }
+    }
+
+    /// Reads events until they have told something.
+    async fn until(&mut self, what: &str, wanted: impl Fn(&Seen) -> bool) {
+        let read = async {
+            while !wanted(self) {
+                let event = self.events.next().await.expect("the events go on");
+                let news = event.json();
+                for node in news["nodes"].as_array().expect("nodes") {
+                    let known = self.nodes.entry(node["name"].as_str().expect("a name").to_owned()).or_insert_with(|| json!({}));
+                    for (field, value) in node.as_object().expect("an object") {
+                        known[field] = value.clone();
+                    }
+                }
+                for name in news["gone"].as_array().into_iter().flatten() {
+                    self.nodes.remove(name.as_str().expect("a name"));
+                }
+                for query in news["queries"].as_array().expect("queries") {
+                    let text = |field: &str| query[field].as_str().expect("a text").to_owned();
+                    let trail = serde_json::from_value(query["trail"].clone()).expect("names");
+                    self.queries.push((text("state"), text("node"), trail));
+                }
+                (self.last, self.text) = (event.id, std::mem::take(&mut self.text) + &event.data);
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(60), read).await.is_ok(), "never seen: {what}");
+    }
+
+    fn state(&self, node: &str) -> &str {
+        self.nodes.get(node).and_then(|node| node["state"].as_str()).unwrap_or("none")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_looks_sees_nodes_come_work_and_go_and_queries_on_their_ways() {
+    let mut cluster = Cluster::builder().token_time(SLOW).slots(1).node("a", "root").node("b", "a").start().await;
+    let api = cluster.api();
+    let mut seen = Seen::new(api.events("/v1/tree/events", &[]).await);
+    seen.until("all are ready", |seen| ["root", "a", "b"].iter().all(|name| seen.state(name) == "ready")).await;
+    assert_eq!((&seen.nodes["a"]["parent"], &seen.nodes["b"]["parent"]), (&json!("root"), &json!("a")));
+    assert_eq!((&seen.nodes["b"]["slots"], &seen.nodes["b"]["role"]), (&json!(1), &json!("node")));
+
+    let body = json!({ "model": "fake", "prompt": "[[count 150]] elderberries", "max_tokens": 200, "stream": true });
+    let mut first = api.stream("/v1/completions", &body).await;
+    first.next_text().await;
+    let mut second = api.stream("/v1/completions", &body).await;
+    let id = second.next_text().await.json()["id"].as_str().expect("an id").to_owned();
+    let ran = |seen: &Seen, node: &str, way: &[&str]| {
+        seen.queries.iter().any(|(state, at, trail)| state == "running" && at == node && trail == way)
+    };
+    seen.until("one runs on a, and the other went on to b", |seen| {
+        ran(seen, "a", &["root", "a"]) && ran(seen, "b", &["root", "a", "b"])
+    })
+    .await;
+    seen.until("tokens come from b, which is busy", |seen| {
+        seen.state("b") == "busy" && seen.nodes["b"]["tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0)
+    })
+    .await;
+    let way = api.get(&format!("/v1/tree/queries/{id}")).await.json();
+    assert_eq!((&way["state"], &way["attempts"][0]["holder"]), (&json!("running"), &json!("b")), "{way}");
+
+    // Whoever comes back hears what was missed, and not all of it again.
+    let again = api.events("/v1/tree/events", &[("last-event-id", &seen.last)]).await;
+    let missed = std::mem::replace(&mut seen.events, again).next().await;
+    assert!(missed.is_some_and(|event| event.json().get("whole").is_none()));
+    drop((first, second));
+    seen.until("both were cancelled", |seen| seen.queries.iter().filter(|(state, ..)| state == "cancelled").count() == 2).await;
+    assert!(!seen.text.contains("elderberries") && !seen.text.contains("everybody"), "owners and texts are in no event");
+
+    cluster.kill("b");
+    seen.until("b is lost", |seen| seen.state("b") == "lost").await;
+    seen.until("b is forgotten", |seen| seen.state("b") == "none").await;
+    cluster.add("c", "root").await;
+    seen.until("c came", |seen| seen.state("c") == "ready").await;
+    let moved = api.post("/v1/tree/nodes/c/move", &json!({ "parent": "a" })).await;
+    assert_eq!(moved.status, StatusCode::OK, "{:?}", moved.json());
+    seen.until("c moved", |seen| seen.nodes["c"]["parent"] == "a").await;
+    assert_eq!(api.post("/v1/tree/nodes/c/move", &json!({ "parent": "nobody" })).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(api.post("/v1/tree/nodes/nobody/drain", &json!({})).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(api.get("/v1/tree/nodes/c").await.json()["slots"], 1);
+    let log = api.get("/v1/tree/nodes/c/log?last=5").await.json();
+    assert!(log["data"].as_array().is_some_and(|decisions| !decisions.is_empty()), "{log}");
+    assert_eq!(api.post("/v1/tree/nodes/c/drain", &json!({})).await.status, StatusCode::OK);
+    seen.until("c left", |seen| ["draining", "none"].contains(&seen.state("c"))).await;
+    seen.until("c is forgotten", |seen| seen.state("c") == "none").await;
     cluster.stop().await;
 }

@@ -29,6 +29,7 @@ pub(super) fn paths() -> Value {
             query("from", "The first day, such as 2026-11-20.", "string"),
             query("to", "The last.", "string"),
             query("format", "json or csv.", "string"),
+            query("everyone", "Everybody's, for an operator.", "boolean"),
         ],
     );
     usage["responses"]["200"]["content"]["text/csv"] = json!({ "schema": { "type": "string" } });

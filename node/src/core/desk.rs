@@ -1,6 +1,9 @@
 //! The root's desk: the ledger with the payloads, clients and holders' streams that its decisions are about.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use banyan_observe::Tracer;
 use banyan_proto::{NodeName, QueryId, v1};
@@ -42,6 +45,8 @@ pub(super) struct Desk {
     remembered: Remembered,
     pub(super) early: Early,
     holders: HashMap<u64, HolderLink>,
+    /// Where the nodes stand that have a stream, and the number of the newest.
+    pub(super) presences: BTreeMap<NodeName, (u64, v1::Presence)>,
     /// The router's capacity changed since the ledger was last told.
     pub(super) room_changed: bool,
     /// Streams of holders that can't keep up.
@@ -80,6 +85,7 @@ impl Desk {
             remembered: Remembered::default(),
             early: Early::default(),
             holders: HashMap::new(),
+            presences: BTreeMap::new(),
             room_changed: false,
             broken: Vec::new(),
             relayed: Vec::new(),
@@ -302,6 +308,8 @@ impl Desk {
             tracing::warn!(node = %link.name, "more nodes deliver than a root has room for");
             return;
         }
+        // One of an older version says nothing of it.
+        self.presences.entry(link.name.clone()).or_default().0 = link.stream;
         let (stream, welcome) = (link.stream, v1::Welcome { epoch: self.ledger.epoch() });
         self.holders.insert(stream, link);
         self.control(stream, v1::control::Kind::Welcome(welcome));
@@ -313,7 +321,11 @@ impl Desk {
     }
 
     pub(super) fn holder_gone(&mut self, stream: u64) -> bool {
-        self.holders.remove(&stream).is_some()
+        let Some(gone) = self.holders.remove(&stream) else { return false };
+        if self.presences.get(&gone.name).is_some_and(|(newest, _)| *newest == stream) {
+            self.presences.remove(&gone.name);
+        }
+        true
     }
 
     /// The event in a holder's message, with the message where the client or the log may need it.

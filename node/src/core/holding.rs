@@ -39,6 +39,7 @@ impl Core {
         }
         self.relayed = relayed;
         self.rootless_since = None;
+        self.tell_presence();
         self.route(router::Event::Connected(true));
     }
 

@@ -104,6 +104,11 @@ pub(crate) enum Input {
     Severed {
         node: NodeName,
     },
+    /// Where a node stands.
+    Presence {
+        stream: u64,
+        presence: v1::Presence,
+    },
     Frame {
         stream: u64,
         frame: v1::Frame,
@@ -121,6 +126,8 @@ pub(crate) enum Input {
         id: String,
         reply: oneshot::Sender<Option<WhyFound>>,
     },
+    /// Somebody wants to watch the tree; `None` where it has no root here, or too many watch it.
+    Watch(oneshot::Sender<Option<mpsc::Receiver<v1::Sight>>>),
     Note(String),
     /// The node is to leave: it finishes what runs until the deadline, hands over the rest, and ends.
     Drain {
@@ -148,6 +155,7 @@ impl Input {
         match delivery.kind? {
             v1::delivery::Kind::Frame(frame) => Some(Input::Frame { stream, frame }),
             v1::delivery::Kind::Severed(severed) => Some(Input::Severed { node: severed.node.parse().ok()? }),
+            v1::delivery::Kind::Presence(presence) => Some(Input::Presence { stream, presence }),
             v1::delivery::Kind::Hello(_) => None,
         }
     }

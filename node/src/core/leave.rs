@@ -46,6 +46,7 @@ impl Core {
                     self.route(router::Event::Draining);
                     self.tell_children_to_leave();
                 }
+                self.tell_presence();
             }
         }
         v1::Draining {

@@ -43,6 +43,7 @@ impl Core {
         }
         self.uplink = Some(Uplink { link: attached.link, parent: attached.parent, received: 0, to: attached.to });
         self.set_ancestry(attached.ancestry);
+        self.tell_presence();
         self.report = true;
         self.send_report();
     }

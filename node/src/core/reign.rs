@@ -64,6 +64,7 @@ impl Core {
         if self.desk.take().is_none() {
             return;
         }
+        self.watch = None;
         self.journal.push(Fact::Note("this node reigns no more".to_owned()));
         self.set_ancestry(v1::Ancestry::default());
         let children: Vec<NodeName> = self.children.keys().cloned().collect();
@@ -74,13 +75,19 @@ impl Core {
 
     pub(super) fn holder_joined(&mut self, link: HolderLink) {
         let Some(desk) = &mut self.desk else { return };
+        let name = link.name.clone();
         desk.holder_joined(link);
+        self.came(&name);
     }
 
     pub(super) fn holder_gone(&mut self, stream: u64) {
         let Some(desk) = &mut self.desk else { return };
+        let name = desk.holder(stream).cloned();
         if desk.holder_gone(stream) {
             self.ledger(ledger::Event::HolderLost { stream }, None);
+        }
+        if let Some(name) = name {
+            self.went(&name);
         }
     }
 

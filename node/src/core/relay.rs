@@ -174,6 +174,10 @@ impl Core {
                     self.severed(node);
                 }
             }
+            Some(v1::delivery::Kind::Presence(presence)) => {
+                let stream = relay.stream;
+                self.presence(stream, presence);
+            }
             // Of a kind that a newer node knows.
             None => {}
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use banyan_proto::{Attempt, QueryId};
+use banyan_proto::{Attempt, NodeName, QueryId};
 
-use super::{Hop, Ledger, Settings, Way, entry::Entry};
+use super::{Hop, Ledger, Settings, State, Way, entry::Entry};
 
 impl Ledger {
     /// Queries that are not ended.
@@ -72,6 +72,11 @@ impl Ledger {
     /// How long a query lay at the root before its current attempt was sent at `now`, in microseconds.
     pub fn waited(&self, id: &QueryId, now: u64) -> Option<u64> {
         self.entries.get(id).map(|entry| now.saturating_sub(entry.waiting_since))
+    }
+
+    /// Where each live query is, and who holds it.
+    pub fn places(&self) -> impl Iterator<Item = (QueryId, State, Option<&NodeName>)> {
+        self.entries.values().map(|entry| (entry.id, entry.state, entry.holder.as_ref().map(|holder| &holder.name)))
     }
 
     /// What this ledger was built from.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use banyan_proto::{v1, v1::inspect_server::Inspect};
 use futures::{StreamExt as _, stream};
-use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -59,5 +59,14 @@ impl Inspect for InspectService {
 
     async fn r#move(&self, request: Request<v1::MoveRequest>) -> Result<Response<v1::Moved>, Status> {
         Ok(Response::new(self.inspector.move_to(&request.into_inner()).await?))
+    }
+
+    type WatchStream = stream::BoxStream<'static, Result<v1::Sight, Status>>;
+
+    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        match self.core.request(Input::Watch).await.map_err(|_| Unanswered::Stopped)? {
+            Some(sights) => Ok(Response::new(ReceiverStream::new(sights).map(Ok).boxed())),
+            None => Err(Status::failed_precondition("only a root that reigns is watched, by as many as it has room for")),
+        }
     }
 }

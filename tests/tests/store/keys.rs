@@ -154,6 +154,41 @@ async fn once_there_is_a_key_every_request_needs_one_and_keeps_to_its_limits() {
     assert!(!up.last_words().contains("sk-banyan"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_an_operators_key_changes_the_tree_and_sees_everybodys_usage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = format!("--store {}", folder.path().join("store.db").display());
+    let me = bearer(&banyan(&format!("key create --name me {store}")).await.out);
+    let operator = bearer(&banyan(&format!("key create --name boss --operator {store}")).await.out);
+    let up = Banyan::up(&format!("--nodes 1 {store}")).await;
+    let api = up.api().await;
+    let ask = async |method: &str, path: &str, who: &str| api.ask(method, path, &[("authorization", who)], "{}").await;
+    assert_eq!(complete(api, &me, "fake").await.status, 200);
+    for (method, path) in [
+        ("GET", "/v1/keys"),
+        ("GET", "/v1/usage?everyone=true"),
+        ("GET", "/v1/tree/nodes/node-1/log"),
+        ("POST", "/v1/tree/nodes/node-1/drain"),
+    ] {
+        let refused = ask(method, path, &me).await;
+        assert_eq!(refused.status, 403, "{path}");
+        assert!(refused.json()["error"]["message"].as_str().is_some_and(|text| text.contains("--operator")), "{path}");
+        assert_eq!(api.ask(method, path, &[], "{}").await.status, 401, "{path}");
+    }
+    assert_eq!(ask("GET", "/v1/tree/nodes/node-1", &me).await.status, 200);
+    let keys = ask("GET", "/v1/keys", &operator).await.json();
+    let named: Vec<&Value> = keys["data"].as_array().expect("keys").iter().map(|key| &key["name"]).collect();
+    assert_eq!(named, ["me", "boss"]);
+    assert!(keys["data"][0].get("secret").is_none() && keys["data"][1]["operator"] == true);
+    eventually("everybody's usage is there", || async {
+        let used = ask("GET", "/v1/usage?everyone=true", &operator).await.json();
+        used["data"].as_array()?.iter().any(|row| row["key"] == "me").then_some(())
+    })
+    .await;
+    assert!(banyan(&format!("key list {store}")).await.out.contains("operator"));
+    assert_eq!(ask("POST", "/v1/tree/nodes/node-1/drain", &operator).await.status, 200);
+}
+
 #[tokio::test]
 async fn an_api_that_anybody_could_reach_does_not_start_without_a_key() {
     let registry = Banyan::start("registry serve --listen 127.0.0.1:0");
