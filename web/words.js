@@ -15,11 +15,14 @@ let words = en;
 export let language = 'en';
 let plural = new Intl.PluralRules('en');
 
-/** Reads in a language; one that is not there is English. @param {string} wanted */
-export async function speak(wanted) {
+/**
+ * Reads in a language; one that is not there is English. `own` are the words of one page alone.
+ * @param {string} wanted @param {Record<string, () => Promise<{default: Record<string, string>}>>} [own]
+ */
+export async function speak(wanted, own = {}) {
   const loaded = await FILES[wanted]?.().catch(() => null);
-  words = loaded?.default ?? en;
   language = loaded ? wanted : 'en';
+  words = { ...(loaded?.default ?? en), ...(await own[language]?.())?.default };
   plural = new Intl.PluralRules(language);
   document.documentElement.lang = language;
   for (const each of document.querySelectorAll('[data-t]')) each.textContent = t(/** @type {HTMLElement} */ (each).dataset.t ?? '');

@@ -133,7 +133,7 @@ def links_look_well_to_who_makes_and_who_reads_them(person, stage):
 def every_language_has_every_word(person, stage):
     page = person.page(person.profile(), stage.url)
     words = page.evaluate(
-        "async () => Object.fromEntries(await Promise.all(['en', 'zh', 'es'].map(async (each) => [each, (await import(`/words/${each}.js`)).default])))"
+        "async () => Object.fromEntries(await Promise.all(['en', 'zh', 'es'].map(async (each) => [each, { ...(await import(`/words/${each}.js`)).default, ...(await import(`/words/tree/${each}.js`)).default }])))"
     )
     forms = {"en": ("one", "other"), "es": ("one", "other"), "zh": ("other",)}
     base = {key: re.sub(r"\.(one|other)$", "", key) for key in words["en"]}

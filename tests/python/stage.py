@@ -40,6 +40,8 @@ class Stage:
         self.asked = []
         self.ended = []
         self.away = False
+        # Who answers at a path instead.
+        self.routes = {}
         self.lock = threading.Lock()
         handler = type("Handler", (Handler,), {"stage": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -153,9 +155,15 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if self.stage.behind and path.startswith("/v1/"):
             return self.forward()
+        if path in self.stage.routes:
+            try:
+                return self.stage.routes[path](self)
+            except (BrokenPipeError, ConnectionError):
+                self.close_connection = True
+                return
         if path == "/v1/models":
             return self.whole(json.dumps({"object": "list", "data": MODELS}).encode(), "application/json")
-        file = WEB / (path.lstrip("/") or "index.html")
+        file = WEB / ({"/": "index.html", "/tree": "tree.html"}.get(path) or path.lstrip("/"))
         if file.is_file() and WEB in file.parents:
             return self.whole(file.read_bytes(), TYPES[file.suffix])
         self.begin(404, {"content-length": "0"})

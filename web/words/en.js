@@ -169,6 +169,7 @@ export default {
   'theme.light': 'Light',
   'tokens.one': 'one token',
   'tokens.other': '{n} tokens',
+  'tree': 'The tree',
   'try': 'Try again',
   'tuned': 'changed',
   'untitled': 'Untitled',

@@ -169,6 +169,7 @@ export default {
   'theme.light': 'Claro',
   'tokens.one': 'un token',
   'tokens.other': '{n} tokens',
+  'tree': 'El árbol',
   'try': 'Intentar de nuevo',
   'tuned': 'cambiado',
   'untitled': 'Sin título',

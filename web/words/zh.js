@@ -160,6 +160,7 @@ export default {
   'theme.dark': '深色',
   'theme.light': '浅色',
   'tokens.other': '{n} 个词元',
+  'tree': '树',
   'try': '重试',
   'tuned': '已修改',
   'untitled': '无标题',

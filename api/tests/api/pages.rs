@@ -41,7 +41,7 @@ async fn what_the_browser_has_is_not_sent_again() {
 #[tokio::test]
 async fn every_part_that_the_page_names_is_there_and_nothing_is_inline() {
     let rig = rig(hello()).await;
-    let mut unseen = vec!["/".to_owned()];
+    let mut unseen = vec!["/".to_owned(), "/tree".to_owned()];
     let mut seen = std::collections::BTreeSet::new();
     while let Some(path) = unseen.pop() {
         if !seen.insert(path.clone()) {
@@ -68,11 +68,14 @@ async fn every_part_that_the_page_names_is_there_and_nothing_is_inline() {
         }
     }
     let written = files(Path::new("../web"));
-    assert!(written.iter().all(|path| path == "/index.html" || seen.contains(path)), "nobody names one of {written:?}");
-    // What is opened without a line is kept by these names.
+    assert!(
+        written.iter().all(|path| ["/index.html", "/tree.html"].contains(&&**path) || seen.contains(path)),
+        "nobody names one of {written:?}"
+    );
+    // What is opened without a line is kept by these names; the tree is nothing without one.
     let worker = rig.get("/sw.js").await;
     let kept = worker.text();
-    for path in seen.iter().filter(|path| *path != "/sw.js") {
+    for path in seen.iter().filter(|path| *path != "/sw.js" && !path.contains("/tree")) {
         assert!(kept.contains(&format!("'{path}'")), "the service worker does not keep {path}");
     }
 }
@@ -80,14 +83,14 @@ async fn every_part_that_the_page_names_is_there_and_nothing_is_inline() {
 #[tokio::test]
 async fn what_a_reader_is_sent_of_the_page_is_60_kb_gzipped() {
     let rig = rig(hello()).await;
-    let mut bytes = 0;
+    let (mut bytes, mut of_tree) = (0, 0);
     for path in files(Path::new("../web")) {
         let part = client::ask(rig.api.address(), "GET", &path, &[("accept-encoding", "br, gzip;q=0.8")], b"").await;
         assert_eq!(part.status, 200, "{path}");
         assert_eq!(part.headers["vary"], "accept-encoding");
-        // Who reads English is not sent other languages, nor the picture that only an installed page has, nor another page.
-        if !["/words/es.js", "/words/zh.js", "/icon-192.png"].contains(&&*path) && !path.starts_with("/tree") {
-            bytes += part.body.len();
+        // Who reads English is not sent other languages, nor the picture that only an installed page has.
+        if !["es.js", "zh.js", "icon-192.png"].iter().any(|other| path.ends_with(other)) {
+            *if path.contains("/tree") { &mut of_tree } else { &mut bytes } += part.body.len();
         }
         // Who takes no gzip, or says that it is nothing to him, gets what was written.
         let plain = client::ask(rig.api.address(), "GET", &path, &[("accept-encoding", "gzip;q=0")], b"").await;
@@ -100,7 +103,11 @@ async fn what_a_reader_is_sent_of_the_page_is_60_kb_gzipped() {
         );
     }
     assert!(bytes <= 60 * 1024, "{bytes} bytes");
+    assert!(of_tree <= TREE_KIB_MAX * 1024, "{of_tree} bytes");
 }
+
+/// What the tree's page takes beside what it shares with the chat's.
+const TREE_KIB_MAX: usize = 24;
 
 /// The paths of what lies in a folder.
 fn files(folder: &Path) -> Vec<String> {

@@ -142,7 +142,7 @@ impl Watch {
         for action in actions {
             match action {
                 Action::Send { ticket, .. } => self.place(ticket.id, State::Sent, None, ledger),
-                Action::Placed { id, node, running } => {
+                Action::Placed { id, node, running, .. } => {
                     let state = match node {
                         None => State::Waiting,
                         Some(_) if *running => State::Running,
@@ -170,8 +170,10 @@ impl Watch {
         if let Some(seen) = &before {
             self.count(seen, false);
         }
-        let named = before.map_or(self.named < NAMED_MAX && self.moved.len() < NAMED_MAX, |seen| seen.named);
-        if named {
+        let named = before.as_ref().map_or(self.named < NAMED_MAX && self.moved.len() < NAMED_MAX, |seen| seen.named);
+        // Its place among those that wait is its reader's affair.
+        let stays = before.as_ref().is_some_and(|seen| seen.state == state && seen.node == node);
+        if named && !stays {
             self.moved.insert(id, sight(&id, state, node.as_ref(), ledger));
         }
         let seen = Seen { state, node, named };
