@@ -53,7 +53,9 @@ impl Role {
             ("banyan.v1.Root", "Ask" | "Attach" | "Cancel") => self == Role::Api,
             ("banyan.v1.Inspect", "Status") | ("grpc.health.v1.Health", _) => true,
             ("banyan.v1.Inspect", "Log" | "View" | "Why") => matches!(self, Role::Root | Role::Node | Role::Api | Role::Operator),
-            ("banyan.v1.Inspect", "Move" | "Drain") => matches!(self, Role::Root | Role::Operator),
+            ("banyan.v1.Inspect", "Watch") => matches!(self, Role::Api | Role::Operator),
+            // An API asks for who shows it an operator's key.
+            ("banyan.v1.Inspect", "Move" | "Drain") => matches!(self, Role::Root | Role::Api | Role::Operator),
             // Who asks for a certificate without having one never comes here.
             ("banyan.v1.Authority", "Join" | "Renew") => true,
             ("grpc.reflection.v1.ServerReflection", _) => self == Role::Operator,
@@ -224,8 +226,9 @@ mod tests {
             assert_eq!(allowed(asking), [Role::Api], "{asking}");
         }
         for steering in ["/banyan.v1.Inspect/Move", "/banyan.v1.Inspect/Drain"] {
-            assert_eq!(allowed(steering), [Role::Root, Role::Operator], "{steering}");
+            assert_eq!(allowed(steering), [Role::Root, Role::Api, Role::Operator], "{steering}");
         }
+        assert_eq!(allowed("/banyan.v1.Inspect/Watch"), [Role::Api, Role::Operator]);
         assert_eq!(allowed("/banyan.v1.Inspect/Status").len(), Role::ALL.len());
         for unknown in ["", "/", "/banyan.v1.Tree/Fell", "banyan.v1.Root/Ask", "/banyan.v1.Root/Ask/", "/banyan.v2.Root/Ask"] {
             assert!(allowed(unknown).is_empty(), "{unknown}");
