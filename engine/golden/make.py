@@ -159,6 +159,22 @@ def logits(name, model, lengths, prompts=()):
     write(f"logits-{name}.json", {"made_with": versions(), "model": name, "runs": runs, "greedy": continuations})
 
 
+@torch.no_grad()
+def embeddings(name, model, lengths):
+    """Of random tokens: the mean over them of what the last layer's norm gives."""
+    if not wanted(f"embeddings-{name}"):
+        return
+    model = model()
+    model.eval()
+    rng = SplitMix(weights.fnv1a64(f"embeddings of {name}"))
+    runs = []
+    for length in lengths:
+        tokens = [rng.below(model.config.vocab_size) for _ in range(length)]
+        states = model.base_model(torch.tensor([tokens])).last_hidden_state[0]
+        runs.append({"tokens": tokens, "mean": [round(float(number), 6) for number in states.double().mean(0)]})
+    write(f"embeddings-{name}.json", {"made_with": versions(), "model": name, "runs": runs})
+
+
 def hashes(items, per_hash):
     """First 16 hexadecimal digits of SHA-256 over each group."""
     out = []
@@ -236,9 +252,14 @@ def main():
     # a character: with this seed there are none.
     tokenizer("stories15M", lambda: pieces_tokenizer(MODELS / "stories15M"), decoded_seed=12)
     logits("banyan-tiny", lambda: folder(TINY), (3, 64, 200))
+    embeddings("banyan-tiny", lambda: folder(TINY), (1, 3, 64, 200))
+    variants = json.loads((OUT / "llama-variants.json").read_text())
+    embeddings("qwen3", lambda: random_llama(variants["qwen3"]), (1, 60))
+    embeddings("mgm", lambda: folder(MODELS / "mgm"), (3, 200))
+    embeddings("smollm2", lambda: smollm2(next((MODELS / "smollm2").glob("*.gguf"))), (3, 200))
     logits("mgm", lambda: folder(MODELS / "mgm"), (3, 64, 200))
     logits("random-gpt2", random_gpt2, (3, 40))
-    for name, config in json.loads((OUT / "llama-variants.json").read_text()).items():
+    for name, config in variants.items():
         logits(name, lambda: random_llama(config), (3, 60))
     logits("stories15M", lambda: folder(MODELS / "stories15M"), (3, 64, 200), [STORY])
     logits("smollm2", lambda: smollm2(next((MODELS / "smollm2").glob("*.gguf"))), (3, 200), [CHAT])

@@ -1,5 +1,7 @@
 //! Agreement with Hugging Face's libraries on checkpoints and tokenizers of others, which are not in the repository.
 
+#[path = "golden/embeddings.rs"]
+mod embeddings;
 #[path = "golden/logits.rs"]
 mod logits;
 #[path = "golden/splitmix.rs"]
@@ -22,7 +24,9 @@ fn a_trained_models_logits_agree_with_transformers() {
         std::fs::copy(mgm.join(file), folder.path().join(file)).expect("a file that can be copied");
     }
     logits::with_bundled_tokenizer(folder.path());
-    logits::agrees(&Source::from_folder(folder.path()).expect("a model's folder"), include_str!("golden/logits-mgm.json"));
+    let source = Source::from_folder(folder.path()).expect("a model's folder");
+    logits::agrees(&source, include_str!("golden/logits-mgm.json"));
+    embeddings::agrees(&source, include_str!("golden/embeddings-mgm.json"));
 }
 
 #[test]
@@ -36,6 +40,7 @@ fn a_llama_cpp_files_logits_and_chat_agree_with_transformers() {
     let file = folder("smollm2").join("SmolLM2-135M-Instruct.Q4_1.gguf");
     let source = Source::from_file(&file);
     logits::agrees(&source, include_str!("golden/logits-smollm2.json"));
+    embeddings::agrees(&source, include_str!("golden/embeddings-smollm2.json"));
 }
 
 #[test]

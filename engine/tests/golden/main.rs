@@ -1,6 +1,7 @@
 //! Agreement with Hugging Face's libraries, by what golden/make.py wrote of them: whatever needs no other checkpoint than
 //! the bundled one. `real_models.rs` has the rest.
 
+mod embeddings;
 mod logits;
 mod splitmix;
 mod strings;
@@ -14,6 +15,16 @@ use serde_json::Value;
 #[test]
 fn the_bundled_models_logits_agree_with_transformers() {
     logits::agrees(&Source::bundled(), include_str!("logits-banyan-tiny.json"));
+}
+
+#[test]
+fn embeddings_are_the_means_of_transformers_last_hidden_states() {
+    embeddings::agrees(&Source::bundled(), include_str!("embeddings-banyan-tiny.json"));
+    let variants: Value = serde_json::from_str(include_str!("llama-variants.json")).expect("configurations");
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    weights::write_random_llama(folder.path(), &variants["qwen3"]).expect("room for a few megabytes");
+    logits::with_bundled_tokenizer(folder.path());
+    embeddings::agrees(&Source::from_folder(folder.path()).expect("a model's folder"), include_str!("embeddings-qwen3.json"));
 }
 
 #[test]
