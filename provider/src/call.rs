@@ -79,7 +79,7 @@ async fn attempt(shared: &Shared, request: &Request, to: &Outlet) -> Result<(Fin
             }
             (Err(_), Some(refusal)) => return Err(refusal),
             (Err(Broke::NotNow { wait_ms }), None) => {
-                shared.close_for(wait_ms);
+                shared.close_for(wait_ms, &upstreams);
                 let seconds = wait_ms.div_ceil(1000);
                 let message = format!("the provider's keys are used up or left alone for now, the first for {seconds} s more");
                 return Err(Refusal::Busy(message));
@@ -155,7 +155,7 @@ impl Trial<'_> {
         let _ = self.to.send(Output::Started { id: self.request.id }).await;
         self.spending.sent = true;
         let deadline = Instant::now() + upstream.first_token;
-        let response = match self.until(deadline, self.shared.http.send(call)).await {
+        let response = match self.until(deadline, self.shared.http(self.upstream).send(call)).await {
             Some(Ok(response)) => response,
             Some(Err(error)) => {
                 // What could not be dialled was not asked.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use hyper::Uri;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Deserialize, Deserializer, de};
 
 /// What is asked for where a query does not say how much: some upstreams must be told, and the reservation goes by it.
@@ -62,6 +63,12 @@ pub(crate) struct Upstream {
     #[serde(deserialize_with = "url")]
     pub(crate) url: Uri,
     pub(crate) models: Vec<Model>,
+    /// A file of certificates in PEM: whoever one of them vouches for is believed to be the upstream, and nobody else. Without it, whom
+    /// the authorities vouch for that browsers believe.
+    ca: Option<PathBuf>,
+    /// Those.
+    #[serde(skip)]
+    pub(crate) authorities: Option<Vec<CertificateDer<'static>>>,
     /// What a query gets that does not say.
     #[serde(default = "max_tokens")]
     pub(crate) max_tokens: u32,
@@ -218,6 +225,15 @@ impl Config {
         config.checked(path.parent().unwrap_or(Path::new(".")), |name| std::env::var(name).ok())
     }
 
+    /// Reads what such a file says out of a larger one, at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn of(table: toml::Table, path: &Path) -> Result<Config, ConfigError> {
+        let config: Config = table.try_into().map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        config.checked(path.parent().unwrap_or(Path::new(".")), |name| std::env::var(name).ok())
+    }
+
     fn checked(mut self, folder: &Path, environment: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
         let invalid = |message: String| Err(ConfigError::Invalid(message));
         if self.upstreams.is_empty() || self.upstreams.len() > UPSTREAMS_MAX {
@@ -239,6 +255,12 @@ impl Config {
             }
             if upstream.max_tokens == 0 || upstream.first_token.is_zero() || upstream.idle.is_zero() {
                 return invalid(format!("max_tokens, first_token and idle of upstream {name} are more than 0"));
+            }
+            if let Some(file) = &upstream.ca {
+                let path = folder.join(file);
+                let certificates = certificates(&path)
+                    .map_err(|why| ConfigError::Invalid(format!("upstream {name} has no good ca: {} {why}", path.display())))?;
+                upstream.authorities = Some(certificates);
             }
             if upstream.keys.len() > KEYS_MAX {
                 return invalid(format!("upstream {name} has more than {KEYS_MAX} keys"));
@@ -280,6 +302,16 @@ impl Key {
             return Err("it is empty, or has characters that no key has: store the key alone, in one line".to_owned());
         }
         Ok(secret)
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = read_short(path).map_err(|error| format!("can't be read ({error})"))?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    match read {
+        Ok(certificates) if certificates.is_empty() => Err("has no certificate in PEM".to_owned()),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(format!("is no PEM ({error})")),
     }
 }
 
@@ -391,6 +423,7 @@ mod tests {
             ("more than 0", upstream("[[upstream.key]]\ntokens_per_minute = 0")),
             ("the variable OTHER is not set", upstream("[[upstream.key]]\nenv = 'OTHER'")),
             ("/nowhere/key can't be read", upstream("[[upstream.key]]\nfile = 'key'")),
+            ("has no good ca", upstream("ca = 'nowhere.pem'")),
             ("one of env and file", upstream("[[upstream.key]]\nenv = 'KEY'\nfile = 'key'")),
         ] {
             let error = read(&text).unwrap_err();

@@ -69,7 +69,8 @@ pub(crate) struct Shared {
     upstreams: Vec<Upstream>,
     /// By the name that it is asked for.
     offers: BTreeMap<String, Vec<Offer>>,
-    pub(crate) http: Http,
+    /// The way to each.
+    https: Vec<Http>,
     keys: Mutex<Keys>,
     secrets: Vec<String>,
     concurrent: u32,
@@ -86,7 +87,9 @@ pub(crate) struct Shared {
 /// When the system lacks what it needs.
 pub fn start(config: Config, prefix: &str) -> Result<(Engine, mpsc::Receiver<Step>), StartError> {
     let info = info(&config, prefix);
-    let shared = Arc::new(Shared::new(config, prefix, Http::new().map_err(StartError::Tls)?));
+    let https = config.upstreams.iter().map(|upstream| Http::new(upstream.authorities.as_deref()));
+    let https = https.collect::<Result<_, _>>().map_err(StartError::Tls)?;
+    let shared = Arc::new(Shared::new(config, prefix, https));
     let spends = Arc::clone(&shared);
     let (engine, orders) = Engine::spending(info, move || spends.accounts());
     let (to, steps) = mpsc::channel(STEPS_WAITING);
@@ -196,7 +199,7 @@ async fn run(shared: Arc<Shared>, request: banyan_engine::Request, to: mpsc::Sen
 }
 
 impl Shared {
-    fn new(config: Config, prefix: &str, http: Http) -> Shared {
+    fn new(config: Config, prefix: &str, https: Vec<Http>) -> Shared {
         let (mut keys, mut secrets) = (Keys::default(), Vec::new());
         let mut offers: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
         for (index, upstream) in config.upstreams.iter().enumerate() {
@@ -218,7 +221,7 @@ impl Shared {
         Shared {
             upstreams: config.upstreams,
             offers,
-            http,
+            https,
             keys: Mutex::new(keys),
             secrets,
             concurrent: config.concurrent,
@@ -231,6 +234,10 @@ impl Shared {
 
     pub(crate) fn upstream(&self, index: usize) -> &Upstream {
         &self.upstreams[index]
+    }
+
+    pub(crate) fn http(&self, upstream: usize) -> &Http {
+        &self.https[upstream]
     }
 
     pub(crate) fn upstream_of(&self, key: usize) -> usize {
@@ -287,8 +294,12 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    /// A query found no key: nothing more is taken for a while.
-    pub(crate) fn close_for(&self, wait_ms: u64) {
+    /// A query found no key of these upstreams: nothing more is taken for a while. But where others have something left, their models
+    /// are still served, and the root tries again with what these are asked for.
+    pub(crate) fn close_for(&self, wait_ms: u64, upstreams: &[usize]) {
+        if self.keys().free(self.now(), self.typical.load(Ordering::Relaxed), upstreams) > 0 {
+            return;
+        }
         self.closed_until.store(self.now() + wait_ms.min(CLOSED_MAX_MS), Ordering::Relaxed);
         self.changed.notify_one();
     }
@@ -300,7 +311,7 @@ impl Shared {
     /// Calls that may be under way together, those that are included.
     fn slots(&self, running: usize) -> u32 {
         let closed = self.closed_until.load(Ordering::Relaxed) > self.now();
-        let free = if closed { 0 } else { self.keys().free(self.now(), self.typical.load(Ordering::Relaxed)) };
+        let free = if closed { 0 } else { self.keys().free(self.now(), self.typical.load(Ordering::Relaxed), &[]) };
         u32::try_from(free.saturating_add(running as u64)).unwrap_or(u32::MAX).min(self.concurrent)
     }
 

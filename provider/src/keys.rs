@@ -227,9 +227,10 @@ impl Keys {
         key.error = fault.error;
     }
 
-    /// How many calls of `tokens` each the keys would take now.
-    pub(crate) fn free(&mut self, now: u64, tokens: u64) -> u64 {
-        self.keys.iter_mut().map(|key| key.free(now, tokens.max(1))).fold(0, u64::saturating_add)
+    /// How many calls of `tokens` each the keys would take now, but for those of some upstreams.
+    pub(crate) fn free(&mut self, now: u64, tokens: u64, but: &[usize]) -> u64 {
+        let others = self.keys.iter_mut().filter(|key| !but.contains(&key.upstream));
+        others.map(|key| key.free(now, tokens.max(1))).fold(0, u64::saturating_add)
     }
 
     /// Until some key has more to give than now; `None`: not by waiting.

@@ -22,6 +22,7 @@ mod sqlite;
 mod store;
 mod target;
 mod time;
+mod tls;
 
 pub use batches::{Batch, BatchStatus, Counts, NewBatch, Outcome, Problem};
 pub use conversations::{Conversation, ConversationPage, Message, NewMessage};

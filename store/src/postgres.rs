@@ -5,15 +5,17 @@ use std::{collections::HashMap, time::Duration};
 use bytes::BytesMut;
 use tokio::task::AbortHandle;
 use tokio_postgres::{
-    Client, Config, NoTls, Statement,
+    Client, Config, NoTls, Socket, Statement,
     config::SslMode,
     error::SqlState,
+    tls::MakeTlsConnect,
     types::{FromSql, IsNull, ToSql, Type, to_sql_checked},
 };
 
 use crate::{
     Error,
     connection::{Row, Sql, Value},
+    tls::{self, Tls},
 };
 
 /// How long a server may take to let us in.
@@ -35,16 +37,13 @@ impl Drop for Pg {
 
 impl Pg {
     pub(crate) async fn connect(url: &str) -> Result<Pg, Error> {
+        let (url, mode) = tls::split(url).map_err(|error| Error::Unavailable(error.into()))?;
         let mut config: Config = url.parse().map_err(|error| Error::Unavailable(Box::new(error)))?;
-        if config.get_ssl_mode() == SslMode::Require {
-            let message = "sslmode=require is not offered: reach the server over a private network, or through a TLS tunnel";
-            return Err(Error::Unavailable(message.into()));
-        }
-        config.ssl_mode(SslMode::Disable).application_name("banyan").connect_timeout(CONNECT);
-        let connecting = tokio::time::timeout(CONNECT, config.connect(NoTls));
-        let (client, connection) = connecting.await.map_err(|late| Error::Unavailable(late.into()))?.map_err(error)?;
-        // Ends with the client; what goes wrong, the client's calls say.
-        let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        config.application_name("banyan").connect_timeout(CONNECT);
+        let (client, driver) = match Tls::new(&mode).map_err(|error| Error::Unavailable(error.into()))? {
+            None => enter(config.ssl_mode(SslMode::Disable), NoTls).await?,
+            Some(tls) => enter(config.ssl_mode(SslMode::Require), tls).await?,
+        };
         Ok(Pg { client, statements: HashMap::new(), driver })
     }
 
@@ -81,6 +80,18 @@ impl Pg {
         self.statements.insert(sql, statement.clone());
         Ok(statement)
     }
+}
+
+async fn enter<T>(config: &Config, tls: T) -> Result<(Client, AbortHandle), Error>
+where
+    T: MakeTlsConnect<Socket>,
+    T::Stream: Send + 'static,
+{
+    let connecting = tokio::time::timeout(CONNECT, config.connect(tls));
+    let (client, connection) = connecting.await.map_err(|late| Error::Unavailable(late.into()))?.map_err(error)?;
+    // Ends with the client; what goes wrong, the client's calls say.
+    let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+    Ok((client, driver))
 }
 
 impl ToSql for Value {

@@ -7,6 +7,7 @@
 //! happen then: docs/reliability.md), `leaving` (what ends on purpose, under load), `real_version_faults` (this version with the
 //! one before it, which `./test --long` builds), `simulation` (ten thousand nodes under virtual time: docs/simulation.md).
 
+pub mod authority;
 pub mod certified;
 pub mod clients;
 pub mod cluster;

@@ -10,7 +10,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::{eventually::eventually, forest::free_port, process::Finished};
+use crate::{authority::Certificate, eventually::eventually, forest::free_port, process::Finished};
 
 /// Debian's own, as PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
@@ -29,6 +29,18 @@ impl Postgres {
     /// # Panics
     /// When PostgreSQL is not installed or does not get ready.
     pub async fn start() -> Postgres {
+        Postgres::begin(None).await
+    }
+
+    /// The same with TLS, and for those only who use it.
+    ///
+    /// # Panics
+    /// As [`Postgres::start`].
+    pub async fn start_with_tls(certificate: &Certificate) -> Postgres {
+        Postgres::begin(Some(certificate)).await
+    }
+
+    async fn begin(certificate: Option<&Certificate>) -> Postgres {
         let programs = programs();
         let data = tempfile::tempdir().expect("a folder for PostgreSQL's data");
         if is_root() {
@@ -37,7 +49,18 @@ impl Postgres {
         let mut postgres = Postgres { programs, port: free_port(), data, process: None };
         let folder = postgres.folder();
         let init = ["-D", &folder, "-U", "banyan", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
-        run(&mut postgres.program("initdb"), &init).await;
+        // As most servers have it: texts in the order of a language, where `~` comes before `a`.
+        let language: &[&str] = match version(&postgres.programs) {
+            ..15 => &[],
+            15.. => &["--locale-provider=icu", "--icu-locale=en-US"],
+        };
+        run(&mut postgres.program("initdb"), &[&init[..], language].concat()).await;
+        if let Some(certificate) = certificate {
+            postgres.write("server.crt", &certificate.certificate).await;
+            postgres.write("server.key", &certificate.key).await;
+            postgres.write("postgresql.auto.conf", "ssl = on\n").await;
+            postgres.write("pg_hba.conf", "hostssl all all 127.0.0.1/32 trust\n").await;
+        }
         postgres.restart().await;
         postgres
     }
@@ -78,6 +101,17 @@ impl Postgres {
         let made = self.sql("postgres", &format!("CREATE DATABASE {name}")).await;
         assert_eq!(made.code, 0, "{made:?}");
         format!("postgres://banyan:secret@127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// As its own user's, whom alone it believes with its key.
+    async fn write(&self, name: &str, text: &str) {
+        let path = Path::new(&self.folder()).join(name);
+        fs::write(&path, text).expect("there is room for a file");
+        let path = path.display().to_string();
+        if is_root() {
+            run(&mut Command::new("chown"), &[&format!("{USER}:"), &path]).await;
+        }
+        run(&mut Command::new("chmod"), &["600", &path]).await;
     }
 
     async fn sql(&self, database: &str, sql: &str) -> Finished {

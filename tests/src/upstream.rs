@@ -6,13 +6,21 @@ use std::{
 };
 
 use banyan_provider::Config;
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
     sync::watch,
     task::JoinHandle,
 };
+use tokio_rustls::TlsAcceptor;
+
+use crate::authority::Certificate;
 
 /// How one request is answered.
 #[derive(Clone, Debug)]
@@ -62,6 +70,7 @@ type Script = Arc<dyn Fn(&Asked, usize) -> Reply + Send + Sync>;
 
 /// The service. Dropping it ends it.
 pub struct Upstream {
+    scheme: &'static str,
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
     left: watch::Receiver<usize>,
@@ -74,25 +83,53 @@ impl Upstream {
     /// # Panics
     /// When loopback has no free port.
     pub async fn start(script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Upstream {
+        Upstream::over(None, script).await
+    }
+
+    /// The same over TLS.
+    ///
+    /// # Panics
+    /// When the certificate is none.
+    pub async fn start_with_tls(
+        certificate: &Certificate,
+        script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static,
+    ) -> Upstream {
+        let chain = CertificateDer::pem_slice_iter(certificate.certificate.as_bytes()).collect::<Result<_, _>>();
+        let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).expect("a key in PEM");
+        let config =
+            ServerConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
+        let config = config.expect("there are versions").with_no_client_auth();
+        let config = config.with_single_cert(chain.expect("certificates in PEM"), key).expect("the key is the certificate's");
+        Upstream::over(Some(TlsAcceptor::from(Arc::new(config))), script).await
+    }
+
+    async fn over(tls: Option<TlsAcceptor>, script: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound listener has an address");
         let (asked, (leaves, left)) = (Arc::new(Mutex::new(Vec::new())), watch::channel(0));
         let (script, noted): (Script, _) = (Arc::new(script), Arc::clone(&asked));
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (script, noted, leaves) = (Arc::clone(&script), Arc::clone(&noted), leaves.clone());
+                let (script, noted, leaves, tls) = (Arc::clone(&script), Arc::clone(&noted), leaves.clone(), tls.clone());
                 tokio::spawn(async move {
                     // A caller that leaves in the middle is what some tests are about.
-                    let _ = answer(stream, &script, &noted, &leaves).await;
+                    let _ = match tls {
+                        None => answer(stream, &script, &noted, &leaves).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => answer(stream, &script, &noted, &leaves).await,
+                            Err(refused) => Err(refused),
+                        },
+                    };
                 });
             }
         });
-        Upstream { address, asked, left, task }
+        Upstream { scheme, address, asked, left, task }
     }
 
     /// As a providers' file has it.
     pub fn url(&self) -> String {
-        format!("http://{}/v1", self.address)
+        format!("{}://{}/v1", self.scheme, self.address)
     }
 
     /// All requests until now.
@@ -130,7 +167,7 @@ pub fn providers(text: &str) -> Config {
 }
 
 async fn answer(
-    mut stream: TcpStream,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     script: &Script,
     noted: &Mutex<Vec<Asked>>,
     leaves: &watch::Sender<usize>,
@@ -192,12 +229,12 @@ async fn answer(
     }
 }
 
-async fn event(stream: &mut TcpStream, data: &str) -> std::io::Result<()> {
+async fn event(stream: &mut (impl AsyncWrite + Unpin), data: &str) -> std::io::Result<()> {
     let event = format!("data: {data}\n\n");
     stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes()).await
 }
 
-async fn read(stream: &mut TcpStream) -> std::io::Result<Option<Asked>> {
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<Asked>> {
     let mut bytes = Vec::new();
     loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -196,7 +196,7 @@ proptest! {
     #[test]
     fn what_is_free_can_be_reserved(requests_max in 0_u64..30, tokens_max in 1_u64..2000, tokens in 1_u64..100) {
         let mut keys = keys(&[Limits { requests_max, tokens_max, ..UNLIMITED }]);
-        let free = keys.free(0, tokens);
+        let free = keys.free(0, tokens, &[]);
         let tokens = tokens.min(tokens_max);
         for _ in 0..free {
             prop_assert!(reserve(&mut keys, 0, tokens).is_ok());

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use banyan_engine::{Account, Engine, FinishReason, Message, Output, Prompt, Refusal, Request, Sampling, SequenceId, Step};
 use banyan_tests::{
+    authority::Authority,
     eventually,
     upstream::{Reply, Upstream, providers},
 };
@@ -272,4 +273,47 @@ async fn a_provider_that_stops_leaves_nobody_asking() {
     while !rig.steps.recv().await.unwrap().outputs.iter().any(|output| matches!(output, Output::Tokens { .. })) {}
     tokio::time::timeout(Duration::from_secs(10), rig.engine.stop()).await.unwrap();
     upstream.until_left(1).await;
+}
+
+#[tokio::test]
+async fn an_upstream_over_tls_is_believed_where_its_authority_vouches_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::default(), Authority::default());
+    let (good, bad) = (ours.write(folder.path(), "ours.pem"), theirs.write(folder.path(), "theirs.pem"));
+    let upstream = Upstream::start_with_tls(&ours.server(&["127.0.0.1"]), |_, _| Reply::Pieces(vec!["hello"])).await;
+    let file = |rest: &str| format!("[[upstream]]\nname = 'up'\nurl = '{}'\nmodels = ['m']\n{rest}\n", upstream.url());
+    let ask = async |rest: &str| Rig::start(&file(rest)).ask(1).await;
+    let heard = ask(&format!("ca = '{}'", good.display())).await;
+    assert_eq!(heard.text, "hello", "{heard:?}");
+    for rest in [String::new(), format!("ca = '{}'", bad.display())] {
+        let heard = ask(&rest).await;
+        assert!(matches!(heard.refusal(), Refusal::Busy(why) if why.contains("certificate")), "{rest:?}: {heard:?}");
+    }
+    assert_eq!(upstream.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_model_whose_keys_are_used_up_leaves_the_others_their_room() {
+    let upstream = Upstream::start(|_, _| Reply::Pieces(vec!["x"])).await;
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, FIRST).unwrap();
+    let url = upstream.url();
+    let mut rig = Rig::start(&format!(
+        "[[upstream]]\nname = 'few'\nurl = '{url}'\nmodels = ['few']\n\
+         [[upstream.key]]\nfile = '{}'\nrequests_per_minute = 1\n\
+         [[upstream]]\nname = 'many'\nurl = '{url}'\nmodels = ['many']\n",
+        key.display()
+    ));
+    let ask = async |rig: &mut Rig, id: u64, model: &str| {
+        rig.engine.submit(Request { model: model.to_owned(), ..request(id) });
+        rig.hear(1).await.remove(&id).expect("it was heard")
+    };
+    assert_eq!(ask(&mut rig, 1, "few").await.text, "x");
+    for id in 2..5 {
+        let refused = ask(&mut rig, id, "few").await;
+        assert!(matches!(refused.refusal(), Refusal::Busy(_)), "{refused:?}");
+        assert!(rig.slots.is_none_or(|slots| slots > 0), "{:?}", rig.slots);
+        assert_eq!(ask(&mut rig, 10 + id, "many").await.text, "x");
+    }
 }

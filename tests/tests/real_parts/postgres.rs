@@ -2,7 +2,9 @@
 
 use banyan_store::{Error, Store, Target};
 use banyan_tests::{
-    Banyan, eventually,
+    Banyan,
+    authority::Authority,
+    eventually,
     postgres::Postgres,
     socket::Socket,
     store::{self, Place},
@@ -49,4 +51,44 @@ async fn postgresql_keeps_what_sqlite_keeps_and_its_death_is_survived() {
     assert_eq!(found["data"][0]["excerpt"], "[[count 3]]", "what was said meanwhile is kept too: {found}");
     let again = || async { store.conversation("me", &one.id).await.ok() };
     assert_eq!(eventually("the store answers again", again).await.title, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_is_reached_over_tls_and_an_impostor_is_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (ours, theirs) = (Authority::default(), Authority::default());
+    let (good, bad) = (ours.write(folder.path(), "ours.pem"), theirs.write(folder.path(), "theirs.pem"));
+    let server = Postgres::start_with_tls(&ours.server(&["127.0.0.1"])).await;
+    let url = server.database().await;
+    let open = async |query: &str| Store::open(format!("{url}{query}").parse().expect("a URL")).await;
+    let plain = open("").await.expect_err("it lets nobody in without TLS");
+    assert!(matches!(plain, Error::Unavailable(_)), "{plain:?}");
+    let verified = |path: &std::path::Path| format!("?sslmode=verify-full&sslrootcert={}", path.display());
+    for query in ["?sslmode=require".to_owned(), verified(&good)] {
+        let store = open(&query).await.unwrap_or_else(|error| panic!("{query}: {error:?}"));
+        let made = store.create_conversation("me", "over TLS").await.expect("it is written");
+        assert_eq!(store.conversation("me", &made.id).await.expect("it is read").title, "over TLS");
+    }
+    for (query, told) in [
+        (verified(&bad), "certificate"),
+        ("?sslmode=verify-full".to_owned(), "needs sslrootcert=FILE"),
+        (verified(&folder.path().join("nowhere")), "failed to read the certificates"),
+    ] {
+        let error = open(&query).await.err().unwrap_or_else(|| panic!("{query} is believed"));
+        assert!(format!("{error:?}").contains(told) || chain(&error).contains(told), "{query}: {error:?}");
+    }
+    // By another name it is another server.
+    let other = url.replace("127.0.0.1", "localhost") + &verified(&good);
+    let error = Store::open(other.parse().expect("a URL")).await.expect_err("the name is not in the certificate");
+    assert!(chain(&error).contains("certificate"), "{error:?}");
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
