@@ -15,6 +15,9 @@ const ALIASES_MAX: usize = 1024;
 /// Sums of weights stay within 64 bits.
 const WEIGHT_MAX: u32 = 1_000_000;
 
+/// Which names somebody may ask for.
+pub(crate) type Allowed<'a> = &'a (dyn Fn(&str) -> bool + 'a);
+
 /// Names that stand for models.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Aliases(BTreeMap<String, Alias>);
@@ -56,7 +59,19 @@ impl Aliases {
     /// # Errors
     /// When it is none, or an alias stands for nothing or for itself.
     pub fn parse(text: &str) -> Result<Aliases, AliasError> {
-        let aliases = Aliases(toml::from_str::<File>(text)?.aliases);
+        Aliases(toml::from_str::<File>(text)?.aliases).checked()
+    }
+
+    /// Reads what stands under `[aliases]`.
+    ///
+    /// # Errors
+    /// As [`Aliases::parse`].
+    pub fn of(table: toml::Table) -> Result<Aliases, AliasError> {
+        Aliases(table.try_into()?).checked()
+    }
+
+    fn checked(self) -> Result<Aliases, AliasError> {
+        let aliases = self;
         let invalid = |message| Err(AliasError::Invalid(message));
         if aliases.0.len() > ALIASES_MAX {
             return invalid(format!("there are more than {ALIASES_MAX} aliases"));
@@ -104,10 +119,21 @@ impl Aliases {
         }
     }
 
-    /// The models to try for a name, in that order: at least one. `key` decides between weights, always alike.
-    pub(crate) fn chain(&self, view: &View, name: &str, key: u64) -> Vec<String> {
+    /// Whether somebody may ask for a name: for itself, or for some of what it stands for.
+    pub(crate) fn may(&self, name: &str, allowed: Allowed) -> bool {
+        let any = |alias: &Alias| alias.targets().into_iter().any(|target| target != name && self.may(target, allowed));
+        allowed(name) || self.0.get(name).is_some_and(any)
+    }
+
+    /// The models to try for a name, in that order: at least one. `key` decides between weights, always alike. Who may ask for the
+    /// name gets all that it stands for; who may not gets of that what it may ask for by another name.
+    pub(crate) fn chain(&self, view: &View, name: &str, key: u64, allowed: Allowed) -> Vec<String> {
         let mut models = Vec::new();
-        self.expand(name, key, &mut models);
+        self.expand(name, key, allowed, &mut models);
+        if models.is_empty() {
+            // Nobody serves what is an alias only.
+            models.push(name);
+        }
         let mut chain: Vec<String> = Vec::new();
         for model in models.into_iter().flat_map(|model| with_stand_ins(view, model)) {
             if chain.len() < CHAIN_MAX && !chain.contains(&model) {
@@ -117,15 +143,21 @@ impl Aliases {
         chain
     }
 
-    fn expand<'a>(&'a self, name: &'a str, key: u64, models: &mut Vec<&'a str>) {
+    fn expand<'a>(&'a self, name: &'a str, key: u64, allowed: Allowed, models: &mut Vec<&'a str>) {
+        let allowed = if allowed(name) { &|_: &str| true } else { allowed };
+        // One that stands for itself among others means the model, which is asked for by this name.
+        let may = |target: &str| if target == name { allowed(name) } else { self.may(target, allowed) };
         let targets = match self.0.get(name) {
             None => vec![name],
-            Some(Alias::Weighted(weights)) => vec![drawn(weights, key)],
+            Some(Alias::Weighted(weights)) => {
+                let weights = weights.iter().map(|(target, weight)| (target.as_str(), *weight));
+                drawn(&weights.filter(|(target, _)| may(target)).collect::<Vec<_>>(), key).into_iter().collect()
+            }
             Some(alias) => alias.targets(),
         };
-        for target in targets {
+        for target in targets.into_iter().filter(|target| may(target)) {
             if target != name && self.0.contains_key(target) {
-                self.expand(target, key, models);
+                self.expand(target, key, allowed, models);
             } else {
                 models.push(target);
             }
@@ -143,9 +175,9 @@ impl Alias {
     }
 }
 
-/// The target that a key falls to.
-fn drawn(weights: &BTreeMap<String, u32>, key: u64) -> &str {
-    let sum: u64 = weights.values().map(|weight| u64::from(*weight)).sum();
+/// The target that a key falls to; none of none.
+fn drawn<'a>(weights: &[(&'a str, u32)], key: u64) -> Option<&'a str> {
+    let sum: u64 = weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
     // Ids that follow each other are spread (the finalizer of MurmurHash3).
     let mut bits = key;
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -154,10 +186,10 @@ fn drawn(weights: &BTreeMap<String, u32>, key: u64) -> &str {
     for (target, weight) in weights {
         match left.checked_sub(u64::from(*weight)) {
             Some(rest) => left = rest,
-            None => return target,
+            None => return Some(target),
         }
     }
-    weights.keys().next().map_or("", String::as_str)
+    weights.first().map(|(target, _)| *target)
 }
 
 /// A model, and the providers' that stand in for it, before or behind it as their operators want.
@@ -221,10 +253,10 @@ mod tests {
     fn a_chain_is_tried_in_its_order_and_others_are_themselves() {
         let aliases = aliases("fast = ['gpt2', 'large', 'gpt2']\nbest = 'large'\nall = ['fast', 'best', 'huge']").unwrap();
         let view = view(&[]);
-        assert_eq!(aliases.chain(&view, "fast", 0), ["gpt2", "large"]);
-        assert_eq!(aliases.chain(&view, "best", 0), ["large"]);
-        assert_eq!(aliases.chain(&view, "all", 0), ["gpt2", "large", "huge"]);
-        assert_eq!(aliases.chain(&view, "other", 0), ["other"]);
+        assert_eq!(aliases.chain(&view, "fast", 0, &|_| true), ["gpt2", "large"]);
+        assert_eq!(aliases.chain(&view, "best", 0, &|_| true), ["large"]);
+        assert_eq!(aliases.chain(&view, "all", 0, &|_| true), ["gpt2", "large", "huge"]);
+        assert_eq!(aliases.chain(&view, "other", 0, &|_| true), ["other"]);
         assert_eq!(
             aliases.iter().map(|(name, models)| (name, models.len())).collect::<Vec<_>>(),
             [("all", 3), ("best", 1), ("fast", 2)]
@@ -235,16 +267,42 @@ mod tests {
     fn weights_divide_queries_and_a_key_falls_always_alike() {
         let aliases = aliases("chat = { old = 90, new = 10 }\ngpt2 = { gpt2 = 1, new = 0 }").unwrap();
         let view = view(&[]);
-        let new = (0..10_000).filter(|key| aliases.chain(&view, "chat", *key) == ["new"]).count();
+        let new = (0..10_000).filter(|key| aliases.chain(&view, "chat", *key, &|_| true) == ["new"]).count();
         assert!((900..1100).contains(&new), "{new} of 10000");
-        assert_eq!(aliases.chain(&view, "chat", 7), aliases.chain(&view, "chat", 7));
-        assert!((0..100).all(|key| aliases.chain(&view, "gpt2", key) == ["gpt2"]), "an alias may name the model of its name");
+        assert_eq!(aliases.chain(&view, "chat", 7, &|_| true), aliases.chain(&view, "chat", 7, &|_| true));
+        assert!(
+            (0..100).all(|key| aliases.chain(&view, "gpt2", key, &|_| true) == ["gpt2"]),
+            "an alias may name the model of its name"
+        );
+    }
+
+    #[test]
+    fn who_may_ask_for_some_models_gets_those_of_an_alias() {
+        let aliases = aliases(
+            "fast = ['gpt2', 'large']\nall = ['fast', 'best', 'huge']\nbest = 'large'\nchat = { old = 90, new = 10 }\n\
+             gpt2 = ['gpt2', 'huge']",
+        );
+        let aliases = aliases.unwrap();
+        let view = view(&[("gpt2", None), ("provider/gpt2", Some(Policy::Spill))]);
+        let chain = |name: &str, key: &str| {
+            let allowed = |asked: &str| asked == key;
+            aliases.may(name, &allowed).then(|| aliases.chain(&view, name, 0, &allowed).join(" "))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(chain("fast", "large"), some("large"));
+        assert_eq!(chain("all", "large"), some("large"));
+        assert_eq!(chain("all", "fast"), some("gpt2 provider/gpt2 huge large"), "a name brings what it stands for");
+        assert_eq!(chain("gpt2", "gpt2"), some("gpt2 provider/gpt2 huge"));
+        assert_eq!(chain("gpt2", "huge"), some("huge"), "not the model of that name");
+        assert_eq!(chain("chat", "new"), some("new"), "whatever the weights say");
+        assert_eq!(chain("large", "fast"), None, "only by that name");
+        assert_eq!((chain("fast", "other"), chain("nothing", "gpt2")), (None, None));
     }
 
     #[test]
     fn providers_stand_in_as_their_policy_says() {
         let none = Aliases::default();
-        let chain = |view: &View, name: &str| none.chain(view, name, 0);
+        let chain = |view: &View, name: &str| none.chain(view, name, 0, &|_| true);
         let spill = view(&[("m", None), ("provider/m", Some(Policy::Spill)), ("provider/x", Some(Policy::Spill))]);
         assert_eq!(chain(&spill, "m"), ["m", "provider/m"]);
         assert_eq!(chain(&spill, "x"), ["provider/x"], "nobody else has it");
@@ -277,15 +335,20 @@ mod tests {
         fn every_name_leads_to_models(
             targets in proptest::collection::btree_map("[a-f]", proptest::collection::vec("[a-h]", 1..4), 0..6),
             key in any::<u64>(),
+            allowed in proptest::collection::btree_set("[a-h]", 0..4),
         ) {
             let lines: Vec<String> = targets.iter().map(|(name, targets)| format!("{name} = {targets:?}")).collect();
             if let Ok(aliases) = aliases(&lines.join("\n")) {
                 let view = view(&[]);
                 for name in ["a", "b", "c", "d", "e", "f", "g"] {
-                    let chain = aliases.chain(&view, name, key);
+                    let chain = aliases.chain(&view, name, key, &|_| true);
                     prop_assert!(!chain.is_empty());
                     let is_model = |model: &str| targets.get(model).is_none_or(|targets| targets.iter().any(|target| target == model));
                     prop_assert!(chain.iter().all(|model| is_model(model)), "{:?}", chain);
+                    // Whoever may ask for models gets those only, and some wherever there are some.
+                    let models = |asked: &str| allowed.contains(asked) && !targets.contains_key(asked);
+                    let theirs = aliases.chain(&view, name, key, &models);
+                    prop_assert!(!aliases.may(name, &models) || theirs.iter().all(|model| models(model)), "{:?}", theirs);
                 }
             }
         }

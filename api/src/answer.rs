@@ -6,6 +6,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use banyan_etcd::View;
 use banyan_observe::{Place, Side, Span};
 use banyan_proto::{NodeName, QueryId, v1};
+use banyan_store::Key;
 use futures::{Stream, stream};
 use prost::Message as _;
 use tokio::{
@@ -37,6 +38,8 @@ pub(crate) struct Query {
     pub(crate) id: QueryId,
     pub(crate) model: String,
     pub(crate) owner: String,
+    /// Which models it may be served by, whatever its name stands for.
+    pub(crate) key: Option<Arc<Key>>,
     pub(crate) priority: i32,
     pub(crate) deadline: Instant,
     /// Comes back at the time that it was told.
@@ -111,7 +114,7 @@ pub(crate) fn ask(
     ending: CancellationToken,
 ) -> impl Stream<Item = Result<Event, Failure>> + Send + 'static {
     let late = Box::pin(sleep_until(query.deadline + LATE));
-    let chain = Chain::new(roots.chain(&query.model, query.id), |model| roots.serves(model));
+    let chain = Chain::new(roots.chain(&query.model, query.id, query.key.as_deref()), |model| roots.serves(model));
     let payload = if query.claim.attach { bytes::Bytes::new() } else { query.generation.encode_to_vec().into() };
     let mut span = roots.tracer.below("ask", Side::Client, query.place.as_ref());
     if let Some(span) = &mut span {

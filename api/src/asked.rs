@@ -1,5 +1,7 @@
 //! What stands behind the question mark of a path; what can't be read is an error in the one shape.
 
+use std::ops::RangeInclusive;
+
 use axum::{
     extract::{FromRequestParts, Query},
     http::request::Parts,
@@ -7,6 +9,18 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use crate::openai::Error;
+
+/// A number of things that somebody asks for.
+///
+/// # Errors
+/// When it is out of its range.
+pub(crate) fn within(name: &'static str, asked: Option<i64>, usual: u32, range: RangeInclusive<u32>) -> Result<u32, Error> {
+    let Some(asked) = asked else { return Ok(usual) };
+    let number = u32::try_from(asked).ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        Error::parameter(name, format!("'{name}' must be a number from {} to {}, not {asked}", range.start(), range.end()))
+    })
+}
 
 /// A path's query.
 pub(crate) struct Asked<T>(pub(crate) T);

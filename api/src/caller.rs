@@ -80,14 +80,9 @@ impl Caller {
         }
     }
 
-    /// One whose queries wait behind others', and who is told when they run.
-    pub(crate) fn behind(self, priority_max: i32, running: Option<Arc<Notify>>) -> Self {
-        Caller { priority_max, running, ..self }
-    }
-
-    /// Whether it may ask for a model.
-    pub(crate) fn may(&self, model: &str) -> bool {
-        self.key.as_ref().is_none_or(|key| key.models.is_empty() || key.models.iter().any(|allowed| allowed == model))
+    /// The same with a request whose queries wait behind others', and who is told when they run.
+    pub(crate) fn behind(self, request_id: Arc<str>, priority_max: i32, running: Option<Arc<Notify>>) -> Self {
+        Caller { request_id, priority_max, running, ..self }
     }
 
     /// The id of its key; empty without one.

@@ -75,9 +75,13 @@ pub(crate) fn with_aliases(view: &View, aliases: &Aliases) -> Vec<Offer> {
     named.into_values().collect()
 }
 
-/// The model that those get who don't say which: one that costs nothing, where there is one.
-pub(crate) fn first(view: &View) -> Option<&str> {
-    models(view).map(|model| (model.stands_in.is_some(), model.id.as_str())).min().map(|(_, id)| id)
+/// The model that those get who don't say which: of those that they may have, one that costs nothing where there is one.
+pub(crate) fn first(view: &View, may: impl Fn(&str) -> bool) -> Option<&str> {
+    models(view)
+        .filter(|model| may(&model.id))
+        .map(|model| (model.stands_in.is_some(), model.id.as_str()))
+        .min()
+        .map(|(_, id)| id)
 }
 
 /// Tokens that fit into a model's context, when the registry knows the model.

@@ -20,6 +20,8 @@ pub struct Config {
     pub open: bool,
     /// What this API is called in answers; its address by default.
     pub replica: Option<String>,
+    /// Keeps what was asked and answered in the request log, for its operator to read.
+    pub log_texts: bool,
     /// Names that stand for models.
     pub aliases: Aliases,
     /// What is bounded, and how.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    asked::Asked,
+    asked::{Asked, within},
     body::Whole,
     caller::Caller,
     files::{Deleted, Listed, Page},
@@ -31,9 +31,9 @@ const ID_BYTES_MAX: usize = 64;
 /// No clock shows more: 100,000 years.
 const MS_MAX: i64 = 100_000 * 365 * 24 * 3_600_000;
 /// As many as are read at once, and as a conversation has.
-const READ_MAX: u32 = 10_000;
+pub(crate) const READ_MAX: u32 = 10_000;
 const FOUND: u32 = 20;
-const FOUND_MAX: u32 = 100;
+pub(crate) const FOUND_MAX: u32 = 100;
 
 static TITLE: Field<Text> = Field { name: "title", holds: Text(0..=TITLE_BYTES_MAX), about: "What people call it." };
 static MESSAGES: Field<Other> = Field {
@@ -120,14 +120,14 @@ impl From<Conversation> for Shape {
 #[derive(Deserialize)]
 pub(crate) struct Last {
     /// Messages from its end.
-    last: Option<u32>,
+    last: Option<i64>,
 }
 
 /// What is looked for.
 #[derive(Deserialize)]
 pub(crate) struct Wanted {
     q: Option<String>,
-    limit: Option<u32>,
+    limit: Option<i64>,
 }
 
 /// All of a caller's, the last that went on first. Its tag changes with any of them.
@@ -145,7 +145,7 @@ pub(crate) async fn list(
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| *known == tag) {
         return Ok((StatusCode::NOT_MODIFIED, same).into_response());
     }
-    let listed = store.conversations(&caller.owner, page.after.as_deref(), page.limit()).await;
+    let listed = store.conversations(&caller.owner, page.after.as_deref(), page.limit()?).await;
     let page = listed.map_err(Error::of_store)?;
     let shapes = page.conversations.into_iter().map(Shape::from).collect();
     Ok((same, Json(Listed::new(shapes, page.has_more, |shape: &Shape| &shape.conversation.id))).into_response())
@@ -168,7 +168,7 @@ pub(crate) async fn one(
     let Path(id) = id?;
     let store = context.store()?;
     let conversation = store.conversation(&caller.owner, &id).await.map_err(Error::of_store)?;
-    let last = last.last.unwrap_or(READ_MAX).min(READ_MAX);
+    let last = within("last", last.last, READ_MAX, 0..=READ_MAX)?;
     let messages = store.messages(&caller.owner, &id, last).await.map_err(Error::of_store)?;
     let share = store.share_of(&caller.owner, &id).await.map_err(Error::of_store)?.map(|share| share.id);
     Ok(Json(Shape { messages: Some(messages), share, ..conversation.into() }))
@@ -323,7 +323,7 @@ pub(crate) async fn search(
     if text.len() > TITLE_BYTES_MAX {
         return Err(Error::parameter("q", format!("'q' has at most {TITLE_BYTES_MAX} bytes: look for fewer words")));
     }
-    let limit = wanted.limit.unwrap_or(FOUND).clamp(1, FOUND_MAX);
+    let limit = within("limit", wanted.limit, FOUND, 1..=FOUND_MAX)?;
     let found = context.store()?.search(&caller.owner, &text, limit).await.map_err(Error::of_store)?;
     Ok(Json(Listed::new(found, false, |found: &Found| &found.id)))
 }

@@ -12,9 +12,15 @@ use axum::{
 use banyan_store::{File, LineState, NewFile, PIECE_BYTES, Store};
 use bytes::{Bytes, BytesMut};
 use futures::stream;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{asked::Asked, caller::Caller, openai::Error, routes::Context};
+use crate::{
+    asked::{Asked, within},
+    caller::Caller,
+    openai::Error,
+    routes::Context,
+};
 
 /// OpenAI's for batches.
 pub(crate) const FILE_BYTES_MAX: u64 = 200 << 20;
@@ -26,9 +32,11 @@ const LINES_TOGETHER: u32 = 64;
 
 const PAGE: u32 = 100;
 const PAGE_MAX: u32 = 1_000;
+/// OpenAI's for files. Who asks for more than a page gets a page, which says that there is more.
+pub(crate) const LIMIT_MAX: u32 = 10_000;
 
 /// A file, as OpenAI shows it.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Shape {
     id: String,
     object: &'static str,
@@ -55,7 +63,7 @@ impl From<File> for Shape {
 }
 
 /// Part of a list, as OpenAI shows it.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Listed<T> {
     object: &'static str,
     data: Vec<T>,
@@ -74,14 +82,22 @@ impl<T> Listed<T> {
 /// Which part of a list.
 #[derive(Deserialize)]
 pub(crate) struct Page {
-    limit: Option<u32>,
+    limit: Option<i64>,
     pub(crate) after: Option<String>,
 }
 
 impl Page {
-    pub(crate) fn limit(&self) -> u32 {
-        self.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX)
+    /// # Errors
+    /// When it is no number of things.
+    pub(crate) fn limit(&self) -> Result<u32, Error> {
+        Ok(within("limit", self.limit, PAGE, 1..=LIMIT_MAX)?.min(PAGE_MAX))
     }
+}
+
+/// Which files.
+#[derive(Deserialize)]
+pub(crate) struct Wanted {
+    purpose: Option<String>,
 }
 
 /// Takes an upload. It is answered when the file would outlive the machine.
@@ -201,8 +217,10 @@ pub(crate) async fn list(
     State(context): State<Context>,
     Extension(caller): Extension<Caller>,
     Asked(page): Asked<Page>,
+    Asked(wanted): Asked<Wanted>,
 ) -> Result<Json<Listed<Shape>>, Error> {
-    let listed = context.store()?.files(&caller.owner, page.after.as_deref(), page.limit()).await;
+    let (purpose, after) = (wanted.purpose.as_deref(), page.after.as_deref());
+    let listed = context.store()?.files(&caller.owner, purpose, after, page.limit()?).await;
     let (files, has_more) = listed.map_err(Error::of_store)?;
     Ok(Json(Listed::new(files.into_iter().map(Shape::from).collect(), has_more, |file: &Shape| &file.id)))
 }
@@ -217,7 +235,7 @@ pub(crate) async fn one(
     Ok(Json(context.store()?.file(&caller.owner, &id).await.map_err(Error::of_store)?.into()))
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Deleted {
     pub(crate) id: String,
     pub(crate) object: &'static str,

@@ -9,7 +9,7 @@ use axum::{
 use banyan_observe::CONTENT_TYPE;
 use serde_json::json;
 
-use crate::{catalogue, openai::Error, routes::Context};
+use crate::{openai::Error, routes::Context};
 
 /// The process serves.
 pub(crate) async fn livez() -> Response {
@@ -22,7 +22,7 @@ pub(crate) async fn readyz(State(context): State<Context>) -> Response {
         Some("the API is shutting down".to_owned())
     } else if let Err(error) = context.roots.probe().await {
         Some(error.to_string())
-    } else if catalogue::first(&context.roots.view()).is_none() {
+    } else if context.roots.first(None).is_empty() {
         Some("no node serves a model yet".to_owned())
     } else {
         None

@@ -13,7 +13,6 @@ use serde_json::{Map, Value};
 
 use crate::{
     body::Whole,
-    catalogue,
     openai::{Comeback, Dialect, Error, Order, Parameters, Reply, with_node},
     routes::Context,
 };
@@ -29,7 +28,7 @@ pub(crate) async fn arranca(State(context): State<Context>, whole: Whole) -> Res
         return Err(Error::parameter("text", "'text' must be a string: the text to continue"));
     };
     let number = context.legacy_count.fetch_add(1, Ordering::Relaxed) + 1;
-    let model = catalogue::first(&context.roots.view()).unwrap_or_default().to_owned();
+    let model = context.roots.first(whole.arrival.caller.key.as_deref());
     let mut parameters = Parameters::of(model);
     parameters.generation.max_tokens = MAX_TOKENS;
     let order = Order { dialect: Dialect::Completions, parameters, prompts: vec![Prompt::Text(text)], echo: true };

@@ -17,6 +17,7 @@ use banyan_proto::{
     Expected, MESSAGE_BYTES_MAX, NodeName, QueryId, Transport, dial,
     v1::{self, inspect_client::InspectClient, root_client::RootClient},
 };
+use banyan_store::Key;
 use tokio::sync::watch;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
@@ -228,12 +229,17 @@ impl Roots {
         }
     }
 
+    /// Whether somebody may ask for a name; without a key for all of them.
+    pub(crate) fn may(&self, key: Option<&Key>, name: &str) -> bool {
+        key.is_none_or(|key| self.aliases.may(name, &|name| key.names(name)))
+    }
+
     /// The models to try for a name, in that order. The choices of an answer go the same way.
-    pub(crate) fn chain(&self, name: &str, id: QueryId) -> Vec<String> {
+    pub(crate) fn chain(&self, name: &str, id: QueryId, allowed: Option<&Key>) -> Vec<String> {
         // Choices' ids differ in their last bits.
         let bits = id.to_wire();
         let key = bits[6..14].iter().fold(0, |key, byte| key << 8 | u64::from(*byte));
-        self.aliases.chain(&self.view(), name, key)
+        self.aliases.chain(&self.view(), name, key, &|name| allowed.is_none_or(|key| key.names(name)))
     }
 
     /// Whether the registry knows of a node that serves a model.
@@ -241,9 +247,16 @@ impl Roots {
         catalogue::context(&self.view(), model).is_some()
     }
 
-    /// All that can be asked for, by name: models, those that providers stand in for, and aliases.
-    pub(crate) fn offers(&self) -> Vec<Offer> {
-        catalogue::with_aliases(&self.view(), &self.aliases)
+    /// All that somebody can ask for, by name: models, those that providers stand in for, and aliases.
+    pub(crate) fn offers(&self, key: Option<&Key>) -> Vec<Offer> {
+        let mut offers = catalogue::with_aliases(&self.view(), &self.aliases);
+        offers.retain(|offer| self.may(key, &offer.id));
+        offers
+    }
+
+    /// The model that somebody gets who does not say which; empty: there is none.
+    pub(crate) fn first(&self, key: Option<&Key>) -> String {
+        catalogue::first(&self.view(), |model| self.may(key, model)).unwrap_or_default().to_owned()
     }
 
     /// Tokens that fit into the context of whatever a name stands for.

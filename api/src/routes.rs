@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
     pub(crate) meters: Arc<Meters>,
+    /// Whether the request log has texts.
+    pub(crate) log_texts: bool,
     /// What this API is called.
     pub(crate) replica: String,
     pub(crate) returns: Returns,

@@ -120,6 +120,7 @@ impl Api {
             store: config.store,
             keyring,
             recorder,
+            log_texts: config.log_texts,
             replica: config.replica.unwrap_or_else(|| address.to_string()),
             roots: Arc::new(Roots::new(
                 view,

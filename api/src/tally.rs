@@ -9,8 +9,12 @@ use std::{
 };
 
 use banyan_observe::{Place, Side, Span};
-use banyan_proto::{QueryId, v1};
+use banyan_proto::{
+    QueryId,
+    v1::{self, generation::Prompt},
+};
 use banyan_store::{Key, Record, Settlement, Wanted, unix_ms};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
@@ -27,6 +31,9 @@ const CLIENT_GONE: u16 = 499;
 
 /// A token stands for so many bytes, about, where no node said how many there were.
 const TOKEN_BYTES: usize = 4;
+
+/// Of a prompt or an answer in the request log: what a person reads, not what a model does.
+const TEXT_BYTES_MAX: usize = 64 << 10;
 
 /// What one request takes.
 pub(crate) struct Tally {
@@ -49,6 +56,8 @@ pub(crate) struct Tally {
     failed: AtomicU16,
     /// It is another request's answer that goes on.
     silent: bool,
+    /// Whether its texts are written down.
+    texts: bool,
 }
 
 /// One choice.
@@ -57,6 +66,7 @@ struct Counted {
     completion_tokens: u32,
     prompt_tokens: Option<u32>,
     ended: bool,
+    text: String,
 }
 
 impl Shared {
@@ -65,7 +75,7 @@ impl Shared {
     /// # Errors
     /// When its key may not ask for the model, or has used up a limit.
     pub(crate) async fn admit(&self, caller: &Caller, model: &str, tokens: u64) -> Result<Tally, Error> {
-        if !caller.may(model) {
+        if !self.roots.may(caller.key.as_deref(), model) {
             let allowed = caller.key.as_ref().map_or(&[][..], |key| &key.models);
             return Err(Error::no_such_model(model, allowed.iter().map(String::as_str)));
         }
@@ -80,7 +90,7 @@ impl Shared {
         let mut tally = Tally {
             recorder: self.recorder.clone(),
             meters: Arc::clone(&self.meters),
-            model: self.meters.model(model, || self.roots.offers().iter().any(|offer| offer.id == model)),
+            model: self.meters.model(model, || self.roots.offers(None).iter().any(|offer| offer.id == model)),
             span,
             place,
             first_token: None,
@@ -99,6 +109,7 @@ impl Shared {
             per_prompt: 1,
             failed: AtomicU16::new(0),
             silent: false,
+            texts: self.log_texts,
         };
         let Some(key) = &caller.key else { return Ok(tally) };
         if key.requests_per_minute.is_none() && key.tokens_per_minute.is_none() {
@@ -143,6 +154,15 @@ impl Tally {
         self.place.clone()
     }
 
+    /// What is asked.
+    pub(crate) fn asks(&mut self, prompts: &[Prompt]) {
+        if self.texts {
+            let mut told: Vec<String> = prompts.iter().map(told).collect();
+            let one = if told.len() == 1 { told.remove(0) } else { Value::from(told).to_string() };
+            self.record.prompt = Some(cut(one));
+        }
+    }
+
     /// Counts nothing: somebody has come back for what is counted already.
     pub(crate) fn again(&mut self) {
         self.silent = true;
@@ -157,18 +177,24 @@ impl Tally {
                     self.record.node.clone_from(&placed.node);
                 }
             }
-            Event::Tokens(_, position) => {
+            Event::Tokens(chunk, position) => {
                 counted.completion_tokens = *position;
                 if let (Some(span), None) = (&mut self.span, self.first_token) {
                     span.note("first token");
                 }
                 let first_token = *self.first_token.get_or_insert_with(|| self.begun.elapsed());
                 self.record.first_token_ms.get_or_insert_with(|| milliseconds(first_token));
+                if self.texts && counted.text.len() < TEXT_BYTES_MAX {
+                    counted.text.push_str(&chunk.text);
+                }
             }
             Event::End(finish) => {
                 counted.completion_tokens = finish.completion_tokens;
                 counted.prompt_tokens = Some(finish.prompt_tokens);
                 counted.ended = true;
+                if self.texts {
+                    counted.text.push_str(&finish.text);
+                }
             }
         }
     }
@@ -178,12 +204,22 @@ impl Tally {
         if let Some(placed) = placed {
             self.record.node.clone_from(&placed.node);
         }
-        self.choices[choice] = Counted { completion_tokens: 0, prompt_tokens: Some(prompt_tokens), ended: true };
+        self.choices[choice] = Counted { prompt_tokens: Some(prompt_tokens), ended: true, ..Counted::default() };
     }
 
     /// The request fails with this.
     pub(crate) fn failed(&self, error: &Error) {
         self.failed.store(error.code(), Ordering::Relaxed);
+    }
+
+    /// What was answered, where that is written down.
+    fn answer(&mut self) -> Option<String> {
+        let mut texts: Vec<String> = self.choices.iter_mut().map(|choice| std::mem::take(&mut choice.text)).collect();
+        match texts.len() {
+            _ if !self.texts || texts.iter().all(String::is_empty) => None,
+            1 => Some(cut(texts.remove(0))),
+            _ => Some(cut(Value::from(texts).to_string())),
+        }
     }
 
     /// Tokens of all choices: of prompts, each counted once, and of answers.
@@ -238,10 +274,31 @@ impl Drop for Tally {
             reserved: self.reserved,
             used: u64::from(prompt_tokens) + u64::from(completion_tokens),
         });
+        let answer = self.answer();
         let record = std::mem::take(&mut self.record);
         let total_ms = milliseconds(self.begun.elapsed());
-        self.recorder.write(Record { prompt_tokens, completion_tokens, total_ms, status, settlement, ..record });
+        self.recorder.write(Record { prompt_tokens, completion_tokens, total_ms, status, settlement, answer, ..record });
     }
+}
+
+/// A prompt as it came.
+fn told(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Tokens(tokens) => Value::from(tokens.ids.clone()).to_string(),
+        Prompt::Chat(chat) => {
+            let one = |message: &v1::Message| json!({ "role": message.role, "content": message.content });
+            chat.messages.iter().map(one).collect::<Value>().to_string()
+        }
+    }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }
 
 fn milliseconds(duration: Duration) -> u32 {

@@ -7,13 +7,19 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use banyan_store::{LogEntry, UsageRow, day_of, unix_ms};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{asked::Asked, caller::Caller, openai::Error, routes::Context};
+use crate::{
+    asked::{Asked, within},
+    caller::Caller,
+    openai::Error,
+    routes::Context,
+};
 
 const DAYS_MS: i64 = 30 * 86_400_000;
 const REQUESTS: u32 = 100;
-const REQUESTS_MAX: u32 = 1_000;
+pub(crate) const REQUESTS_MAX: u32 = 1_000;
 
 /// Which days, and how to show them.
 #[derive(Deserialize)]
@@ -29,11 +35,11 @@ pub(crate) struct Wanted {
 #[derive(Deserialize)]
 pub(crate) struct Last {
     before: Option<i64>,
-    limit: Option<u32>,
+    limit: Option<i64>,
 }
 
 /// A list.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct List<T> {
     object: &'static str,
     data: Vec<T>,
@@ -68,7 +74,7 @@ pub(crate) async fn requests(
     Asked(last): Asked<Last>,
 ) -> Result<Json<List<LogEntry>>, Error> {
     let key = caller.key.as_ref().map(|key| key.id.as_str());
-    let limit = last.limit.unwrap_or(REQUESTS).clamp(1, REQUESTS_MAX);
+    let limit = within("limit", last.limit, REQUESTS, 1..=REQUESTS_MAX)?;
     let data = context.store()?.request_log(last.before, limit, key).await.map_err(Error::of_store)?;
     Ok(Json(List { object: "list", data }))
 }

@@ -35,6 +35,9 @@ pub(crate) struct ServingArgs {
     /// Serves anybody who reaches it, beyond this machine too, as long as there is no key.
     #[arg(long, env = "BANYAN_OPEN")]
     pub(crate) open: bool,
+    /// Keeps what was asked and answered in the request log too, for whoever may read the store. Off unless somebody says so.
+    #[arg(long, env = "BANYAN_LOG_TEXTS")]
+    pub(crate) log_texts: bool,
     /// How long nobody may say anything in a chat over a WebSocket.
     #[arg(long, env = "BANYAN_CHAT_IDLE", value_name = "TIME", default_value = "15m", value_parser = args::duration)]
     pub(crate) chat_idle: Duration,
@@ -69,7 +72,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
-    serving: ServingArgs,
+    pub(crate) serving: ServingArgs,
     #[command(flatten)]
     observe: ObserveArgs,
     /// What this API calls itself in answers; its address by default.
@@ -77,7 +80,7 @@ pub(crate) struct Args {
     replica: Option<String>,
     /// Where to serve HTTP; 0.0.0.0 lets other machines in.
     #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", default_value = listen::API, value_parser = args::address)]
-    listen: String,
+    pub(crate) listen: String,
     /// A public name, where a proxy on this machine stands before an API that listens on loopback.
     #[arg(long = "host", env = "BANYAN_HOSTS", value_name = "NAME", value_delimiter = ',')]
     hosts: Vec<String>,
@@ -123,6 +126,7 @@ pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
         store,
         open: args.serving.open,
         replica: args.replica,
+        log_texts: args.serving.log_texts,
         aliases,
         limits,
         metrics: observed.metrics.clone(),

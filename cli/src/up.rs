@@ -28,10 +28,10 @@ const PROBE: Duration = Duration::from_secs(1);
 pub(crate) struct Args {
     /// How many nodes to start below the root.
     #[arg(long, env = "BANYAN_NODES", value_name = "N", default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]
-    nodes: u16,
+    pub(crate) nodes: u16,
     /// Where to serve the API and the page; 0.0.0.0 lets other machines in.
     #[arg(long, env = "BANYAN_LISTEN", value_name = "HOST:PORT", default_value = listen::API, value_parser = args::address)]
-    listen: String,
+    pub(crate) listen: String,
     /// Where the registry listens, for nodes that join.
     #[arg(long, env = "BANYAN_REGISTRY_LISTEN", value_name = "HOST:PORT", default_value = listen::REGISTRY, value_parser = args::address)]
     registry_listen: String,
@@ -47,13 +47,13 @@ pub(crate) struct Args {
     #[arg(long, env = "BANYAN_INSECURE")]
     insecure: bool,
     #[command(flatten)]
-    serving: ServingArgs,
+    pub(crate) serving: ServingArgs,
     #[command(flatten)]
     lanes: LaneArgs,
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
-    inference: InferenceArgs,
+    pub(crate) inference: InferenceArgs,
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
@@ -146,7 +146,8 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     let limits = banyan_api::Limits { chat_idle: args.serving.chat_idle, ..banyan_api::Limits::default() };
     let https = args.serving.https()?;
     let scheme = api::scheme(https.as_ref());
-    let config = banyan_api::Config { store, open: args.serving.open, aliases, limits, https, ..banyan_api::Config::default() };
+    let (open, log_texts) = (args.serving.open, args.serving.log_texts);
+    let config = banyan_api::Config { store, open, log_texts, aliases, limits, https, ..banyan_api::Config::default() };
     let address = fleet.start_api(config, registry, api_listener).await?.address();
 
     let started = started.join(", and ");

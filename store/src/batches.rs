@@ -68,7 +68,7 @@ pub enum Outcome {
 }
 
 /// What is wrong with a batch's file.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, schemars::JsonSchema, serde::Serialize, serde::Deserialize)]
 pub struct Problem {
     /// For programs.
     pub code: String,
@@ -81,7 +81,7 @@ pub struct Problem {
 }
 
 /// Lines of a batch, by how they ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, schemars::JsonSchema, serde::Serialize)]
 pub struct Counts {
     /// All of them; 0 until they were read.
     pub total: i64,
@@ -220,8 +220,10 @@ impl Store {
     /// # Errors
     /// When the store can't be asked.
     pub async fn batches(&self, owner: &str, after: Option<&str>, limit: u32) -> Result<(Vec<Batch>, bool), Error> {
-        let values = [owner.into(), after.unwrap_or("~").into(), (i64::from(limit) + 1).into()];
-        let rows = self.rows(batch_columns!("WHERE owner = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"), values).await?;
+        let values = [owner.into(), after.into(), (i64::from(limit) + 1).into()];
+        let sql =
+            batch_columns!("WHERE owner = ?1 AND (CAST(?2 AS TEXT) IS NULL OR id < CAST(?2 AS TEXT)) ORDER BY id DESC LIMIT ?3");
+        let rows = self.rows(sql, values).await?;
         Ok(page(rows.iter().map(batch).collect::<Result<_, _>>()?, limit))
     }
 

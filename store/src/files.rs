@@ -120,14 +120,21 @@ impl Store {
         self.change("DELETE FROM files WHERE id = ?1 AND complete = 0", [id.into()]).await
     }
 
-    /// An owner's complete files, the newest first, those behind the one named.
+    /// An owner's complete files, of all purposes or of one by its name, the newest first, those behind the one named.
     ///
     /// # Errors
     /// When the store can't be asked.
-    pub async fn files(&self, owner: &str, after: Option<&str>, limit: u32) -> Result<(Vec<File>, bool), Error> {
-        let values = [owner.into(), after.unwrap_or("~").into(), (i64::from(limit) + 1).into()];
+    pub async fn files(
+        &self,
+        owner: &str,
+        purpose: Option<&str>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<(Vec<File>, bool), Error> {
+        let values = [owner.into(), after.into(), (i64::from(limit) + 1).into(), purpose.into()];
         let sql = "SELECT id, name, purpose, bytes, created_ms, batch_id FROM files
-                   WHERE owner = ?1 AND complete = 1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+                   WHERE owner = ?1 AND complete = 1 AND (CAST(?2 AS TEXT) IS NULL OR id < CAST(?2 AS TEXT))
+                   AND (CAST(?4 AS TEXT) IS NULL OR purpose = CAST(?4 AS TEXT)) ORDER BY id DESC LIMIT ?3";
         let rows = self.rows(sql, values);
         Ok(page(rows.await?.iter().map(file).collect::<Result<_, _>>()?, limit))
     }

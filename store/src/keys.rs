@@ -45,6 +45,13 @@ pub struct Key {
     pub revoked_ms: Option<i64>,
 }
 
+impl Key {
+    /// Whether a name is among those that it may ask for.
+    pub fn names(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|allowed| allowed == model)
+    }
+}
+
 /// What a key is to be.
 #[derive(Clone, Debug, Default)]
 pub struct NewKey {

@@ -54,7 +54,7 @@ pub struct Settlement {
 }
 
 /// A line of the request log.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, schemars::JsonSchema, serde::Serialize)]
 pub struct LogEntry {
     /// Counts up.
     pub number: i64,
@@ -89,7 +89,7 @@ pub struct LogEntry {
 }
 
 /// A day's use of one model at one node by one key.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, schemars::JsonSchema, serde::Serialize)]
 pub struct UsageRow {
     /// UTC.
     pub day: String,

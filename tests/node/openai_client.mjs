@@ -52,6 +52,24 @@ const plain = await client.embeddings.create({ model: "fake", input: ["one", "tw
 assert.deepEqual(packed.data.map((one) => one.embedding.length), [16, 16]);
 packed.data.forEach((one, i) => one.embedding.forEach((x, j) => assert.equal(x, Math.fround(plain.data[i].embedding[j]))));
 
+// A batch, from its file to its answers.
+const line = (n) => ({
+  custom_id: `line-${n}`, method: "POST", url: "/v1/completions", body: { model: "fake", prompt: `[[count ${n}]]`, max_tokens: 16 },
+});
+const lines = [1, 2, 3].map((n) => JSON.stringify(line(n))).join("\n");
+const file = await client.files.create({ purpose: "batch", file: new File([lines], "in.jsonl") });
+let batch = await client.batches.create({ input_file_id: file.id, endpoint: "/v1/completions", completion_window: "24h" });
+while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  batch = await client.batches.retrieve(batch.id);
+}
+assert.deepEqual([batch.status, batch.request_counts.completed], ["completed", 3]);
+const answered = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map((one) => JSON.parse(one));
+assert.deepEqual(answered.map((one) => one.response.body.choices[0].text), ["1", "1 2", "1 2 3"]);
+const outputs = [];
+for await (const one of client.files.list({ purpose: "batch_output" })) outputs.push(one.id);
+assert.deepEqual(outputs, [batch.output_file_id]);
+
 // Errors.
 const fails = async (kind, request, check) => {
   await assert.rejects(client.completions.create({ model: "fake", prompt: "x", ...request }), (error) => {

@@ -326,7 +326,7 @@ pub async fn files_come_back_as_they_went_in(place: &Place) {
     let abandoned = here.begin_file(new).await.unwrap();
     here.abandon_file(&abandoned.id).await.unwrap();
     here.abandon_file(&whole.id).await.unwrap();
-    let (files, has_more) = there.files("me", None, 10).await.unwrap();
+    let (files, has_more) = there.files("me", None, None, 10).await.unwrap();
     assert_eq!((files, has_more), (vec![whole.clone()], false));
     there.delete_file("me", &whole.id).await.unwrap();
     assert!(here.piece(&whole.id, 0).await.unwrap().is_none());
@@ -436,7 +436,7 @@ pub async fn what_is_old_is_forgotten(place: &Place) {
     assert!(store.request_log(None, 10, None).await.unwrap().is_empty());
     assert!(matches!(store.batch("me", &made.id).await, Err(Error::Missing(_))));
     assert!(store.answers(&made.id, LineState::Completed, 0, 10).await.unwrap().is_empty());
-    let (files, _) = store.files("me", None, 10).await.unwrap();
+    let (files, _) = store.files("me", None, None, 10).await.unwrap();
     assert_eq!(files.len(), 1, "the upload stays, its output went with the batch: {files:?}");
 }
 

@@ -10,6 +10,7 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
 };
 use banyan_store::{Batch, BatchStatus, Counts, NewBatch, Problem};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -52,7 +53,7 @@ pub(crate) fn schema() -> Value {
 }
 
 /// A batch, as OpenAI shows it.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 pub(crate) struct Shape {
     id: String,
     object: &'static str,
@@ -76,7 +77,7 @@ pub(crate) struct Shape {
     metadata: Option<Value>,
 }
 
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct Problems {
     object: &'static str,
     data: Vec<Problem>,
@@ -172,7 +173,7 @@ pub(crate) async fn list(
     Extension(caller): Extension<Caller>,
     Asked(page): Asked<Page>,
 ) -> Result<Json<Listed<Shape>>, Error> {
-    let listed = context.store()?.batches(&caller.owner, page.after.as_deref(), page.limit()).await;
+    let listed = context.store()?.batches(&caller.owner, page.after.as_deref(), page.limit()?).await;
     let (batches, has_more) = listed.map_err(Error::of_store)?;
     Ok(Json(Listed::new(batches.into_iter().map(Shape::from).collect(), has_more, |batch: &Shape| &batch.id)))
 }

@@ -320,8 +320,8 @@ impl<'a> Lines<'a> {
             },
         };
         let running = Arc::new(Notify::new());
-        let caller = self.caller.clone().behind(PRIORITY, Some(Arc::clone(&running)));
         let name = format!("{}-{}", self.batch.id, line.position);
+        let caller = self.caller.clone().behind(name.as_str().into(), PRIORITY, Some(Arc::clone(&running)));
         // Another try is another request: what failed would fail again under its key.
         let key = if tries == 0 { name.clone() } else { format!("{name}-{tries}") };
         let request = Request::post(self.batch.endpoint.as_str())

@@ -196,10 +196,9 @@ impl Talk {
     /// Asks. What is said is kept first, so that it is there whatever dies now.
     async fn begin(&mut self, mut request: Value, text: Option<String>) -> Result<Turn, Error> {
         if request["model"].is_null() {
-            let offers = self.context.roots.offers();
-            let offers = offers.into_iter().filter(|offer| self.caller.may(&offer.id));
+            let offers = self.context.roots.offers(self.caller.key.as_deref());
             // One with a chat template, where there is one.
-            let best = offers.max_by_key(|offer| offer.chat).map(|offer| offer.id);
+            let best = offers.into_iter().max_by_key(|offer| offer.chat).map(|offer| offer.id);
             request["model"] = best.unwrap_or_default().into();
         }
         match text {

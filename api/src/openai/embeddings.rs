@@ -117,6 +117,7 @@ pub(crate) async fn embeddings(State(context): State<Context>, headers: HeaderMa
     let tokens = queries.iter().map(|query| u64::from(query.tokens_max)).sum();
     let mut tally = context.admit(&whole.arrival.caller, &parameters.model, tokens).await?;
     tally.choices(first, queries.len(), 1, inputs.iter().map(order::bytes).sum());
+    tally.asks(&inputs);
     let caller = &whole.arrival.caller;
     let queries = queries.into_iter().map(|query| Query { place: tally.place(), ..query });
     let asked = stream::iter(queries).map(|query| ask(context.clone(), caller, query)).buffered(ASKED_AT_ONCE).try_collect();

@@ -50,8 +50,8 @@ impl From<Offer> for Model {
 
 /// All of them.
 pub(crate) async fn models(State(context): State<Context>, Extension(caller): Extension<Caller>) -> Json<List> {
-    let offers = context.roots.offers().into_iter().filter(|offer| caller.may(&offer.id));
-    Json(List { object: "list", data: offers.map(Model::from).collect() })
+    let offers = context.roots.offers(caller.key.as_deref());
+    Json(List { object: "list", data: offers.into_iter().map(Model::from).collect() })
 }
 
 /// One of them; names have slashes.
@@ -61,8 +61,7 @@ pub(crate) async fn model(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, Error> {
     let Path(id) = id?;
-    let mut offers = context.roots.offers();
-    offers.retain(|offer| caller.may(&offer.id));
+    let mut offers = context.roots.offers(caller.key.as_deref());
     match offers.iter().position(|offer| offer.id == id) {
         Some(at) => Ok(Json(offers.swap_remove(at).into())),
         None => Err(Error::no_such_model(&id, offers.iter().map(|offer| offer.id.as_str()))),

@@ -97,6 +97,7 @@ pub(super) fn queries(
         claim: claim.clone(),
         model: parameters.model.clone(),
         owner: arrival.caller.owner.to_string(),
+        key: arrival.caller.key.clone(),
         priority: parameters.priority.unwrap_or(0).min(arrival.caller.priority_max),
         deadline,
         returning: arrival.returning,

@@ -120,6 +120,8 @@ impl Reply {
         tally.choices(queries[0].id, queries.len(), order.parameters.n, order.prompts.iter().map(order::bytes).sum());
         if attaches {
             tally.again();
+        } else {
+            tally.asks(&order.prompts);
         }
         let unanswered = |query: &Query| Choice {
             query: query.id,
@@ -307,7 +309,7 @@ pub(super) fn error(context: &Context, arrival: &Arrival, model: &str, prompt: &
         }
         return Error::of(failure, "", "", &[]);
     }
-    let offers = context.roots.offers();
+    let offers = context.roots.offers(arrival.caller.key.as_deref());
     let known: Vec<&str> = offers.iter().map(|offer| offer.id.as_str()).collect();
     Error::of(failure, model, prompt, &known)
 }

@@ -3,7 +3,11 @@
 use serde_json::{Value, json};
 
 use super::{described, path, reads, responses, with_json, written};
-use crate::{batches, conversations, session};
+use crate::{
+    batches, conversations,
+    files::{self, Listed},
+    session, usage,
+};
 
 /// Of whatever needs the store.
 const FAILURES: [&str; 9] = ["400", "403", "404", "408", "409", "500", "501", "503", "507"];
@@ -11,7 +15,8 @@ const FAILURES: [&str; 9] = ["400", "403", "404", "408", "409", "500", "501", "5
 pub(super) fn paths() -> Value {
     let id = |about: &str| path("id", about);
     let get = |summary: &str, schema: &str, parameters: &[Value]| reads(summary, ("200", "It.", schema), parameters, &FAILURES);
-    let page = [query("limit", "At most so many.", "integer"), query("after", "Those behind the one of that id.", "string")];
+    let page = [count("limit", 1, files::LIMIT_MAX), query("after", "Those behind the one of that id.", "string")];
+    let files = [&page[..], &[query("purpose", "Only those of this purpose: batch or batch_output.", "string")]].concat();
     let (file, batch, conversation) = (id("The file's."), id("The batch's."), id("The conversation's."));
     let mut conversations = get("All conversations", "List", &page);
     conversations["responses"]["304"] = described("Nothing has changed since the tag that `If-None-Match` names.");
@@ -24,7 +29,7 @@ pub(super) fn paths() -> Value {
     content["responses"]["200"]["content"] = json!({ "application/octet-stream": { "schema": { "type": "string" } } });
     let mut usage = get(
         "What was used, by day, model and node",
-        "List",
+        "Usage",
         &[
             query("from", "The first day, such as 2026-11-20.", "string"),
             query("to", "The last.", "string"),
@@ -49,30 +54,30 @@ pub(super) fn paths() -> Value {
     sign_in["responses"]["204"] = described("The cookie is set.");
     sign_in["responses"].as_object_mut().expect("they are an object").remove("200");
     json!({
-        "/v1/files": { "get": get("All files", "List", &page), "post": body("Takes a file for a batch", upload, "Kept", &[]) },
+        "/v1/files": { "get": get("All files", "Files", &files), "post": body("Takes a file for a batch", upload, "File", &[]) },
         "/v1/files/{id}": {
-            "get": get("One file", "Kept", std::slice::from_ref(&file)),
-            "delete": get("Deletes a file", "Kept", std::slice::from_ref(&file)),
+            "get": get("One file", "File", std::slice::from_ref(&file)),
+            "delete": get("Deletes a file", "Deleted", std::slice::from_ref(&file)),
         },
         "/v1/files/{id}/content": { "get": content },
         "/v1/batches": {
-            "get": get("All batches", "List", &page),
-            "post": written("Takes a batch on", batches::schema(), "Kept", &[]),
+            "get": get("All batches", "Batches", &page),
+            "post": written("Takes a batch on", batches::schema(), "Batch", &[]),
         },
-        "/v1/batches/{id}": { "get": get("One batch", "Kept", std::slice::from_ref(&batch)) },
-        "/v1/batches/{id}/cancel": { "post": get("Wants no more of a batch", "Kept", &[batch]) },
+        "/v1/batches/{id}": { "get": get("One batch", "Batch", std::slice::from_ref(&batch)) },
+        "/v1/batches/{id}/cancel": { "post": get("Wants no more of a batch", "Batch", &[batch]) },
         "/v1/conversations": {
             "get": conversations,
             "post": written("Begins a conversation", conversations::title_schema(), "Kept", &[]),
         },
         "/v1/conversations/search": { "get": get(
             "Messages that have all of some words", "List",
-            &[query("q", "The words, or how they begin.", "string"), query("limit", "At most so many.", "integer")],
+            &[query("q", "The words, or how they begin.", "string"), count("limit", 1, conversations::FOUND_MAX)],
         )},
         "/v1/conversations/{id}": {
             "get": get(
                 "One conversation, with its last messages", "Kept",
-                &[conversation.clone(), query("last", "So many messages from its end.", "integer")],
+                &[conversation.clone(), count("last", 0, conversations::READ_MAX)],
             ),
             "put": written(
                 "Changes a conversation, or begins it under its client's name", conversations::changes_schema(), "Kept",
@@ -98,8 +103,8 @@ pub(super) fn paths() -> Value {
         },
         "/v1/usage": { "get": usage },
         "/v1/usage/requests": { "get": get(
-            "The last requests", "List",
-            &[query("limit", "At most so many.", "integer"), query("before", "Those before the one of that number.", "integer")],
+            "The last requests", "Requests",
+            &[count("limit", 1, usage::REQUESTS_MAX), query("before", "Those before the one of that number.", "integer")],
         )},
         "/v1/chat/ws": { "get": socket },
     })
@@ -111,7 +116,18 @@ pub(super) fn schemas() -> Value {
         "properties": { "object": { "const": "list" }, "data": { "type": "array", "items": { "type": "object" } } },
         "required": ["object", "data"],
     });
-    json!({ "List": list, "Kept": { "type": "object" }, "Session": written::<session::Session>() })
+    json!({
+        "List": list,
+        "Kept": { "type": "object" },
+        "Session": written::<session::Session>(),
+        "File": written::<files::Shape>(),
+        "Files": written::<Listed<files::Shape>>(),
+        "Deleted": written::<files::Deleted>(),
+        "Batch": written::<batches::Shape>(),
+        "Batches": written::<Listed<batches::Shape>>(),
+        "Usage": written::<usage::List<banyan_store::UsageRow>>(),
+        "Requests": written::<usage::List<banyan_store::LogEntry>>(),
+    })
 }
 
 fn body(summary: &str, content: Value, answer: &str, parameters: &[Value]) -> Value {
@@ -122,6 +138,13 @@ fn body(summary: &str, content: Value, answer: &str, parameters: &[Value]) -> Va
         "requestBody": { "required": true, "content": content },
         "responses": responses(json!({ "200": with_json("It.", answer) }), &failures),
     })
+}
+
+/// So many things at most.
+fn count(name: &str, least: u32, most: u32) -> Value {
+    let mut count = query(name, "At most so many.", "integer");
+    count["schema"] = json!({ "type": "integer", "minimum": least, "maximum": most });
+    count
 }
 
 fn query(name: &str, about: &str, kind: &str) -> Value {

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use banyan_store::{LineState, Store, Target, unix_ms};
 use banyan_tests::{Banyan, eventually, eventually::within, forest::free_port, http::Http};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 fn line(number: usize, body: &Value) -> String {
     json!({ "custom_id": format!("line-{number}"), "method": "POST", "url": "/v1/completions", "body": body }).to_string()
@@ -34,29 +36,71 @@ async fn content(api: Http, file: &Value) -> BTreeMap<String, Value> {
 }
 
 fn lines_wanted() -> usize {
-    if std::env::var_os("BANYAN_TEST_LONG").is_some() { 10_000 } else { 1_000 }
+    if std::env::var_os("BANYAN_TEST_LONG").is_some() { 10_000 } else { 600 }
+}
+
+/// The lines of a batch that are answered for good, by their positions, and when that was looked at.
+struct Finished {
+    at_ms: i64,
+    answers: BTreeMap<u32, String>,
+}
+
+impl Finished {
+    async fn of(store: &Store, batch: &str) -> Finished {
+        let mut answers = BTreeMap::new();
+        for state in [LineState::Completed, LineState::Failed] {
+            answers.extend(store.answers(batch, state, 0, u32::MAX).await.expect("the store can be read beside the API"));
+        }
+        Finished { at_ms: unix_ms(), answers }
+    }
+}
+
+/// Lines that were asked of the tree, by their requests' names: when each was.
+async fn asked(store: &Store, batch: &str) -> BTreeMap<u32, Vec<i64>> {
+    let (mut asked, mut before): (BTreeMap<u32, Vec<i64>>, _) = (BTreeMap::new(), None);
+    loop {
+        let log = store.request_log(before, 1000, None).await.expect("the log can be read");
+        let Some(last) = log.last() else { return asked };
+        before = Some(last.number);
+        for entry in log {
+            let line = entry.request_id.strip_prefix(batch).and_then(|rest| rest.strip_prefix('-'));
+            let position = line.and_then(|line| line.parse().ok()).unwrap_or_else(|| panic!("{entry:?} is no line's"));
+            asked.entry(position).or_default().push(entry.at_ms);
+        }
+    }
+}
+
+/// Kills a process, and waits until its port is free.
+async fn kill(victim: &mut Banyan) {
+    victim.signal("KILL").await;
+    while victim.runs() {
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_comes_out_complete_though_every_process_is_killed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let registry = Banyan::start("registry serve --listen 127.0.0.1:0");
-    let etcd = registry.fact("etcd").await;
     // Whoever is started again takes its name back by being where it was.
-    let [port, root_port, node_port] = [free_port(), free_port(), free_port()];
+    let [registry_port, port, root_port, node_port] = [free_port(), free_port(), free_port(), free_port()];
+    let (file, path) = (folder.path().join("registry"), folder.path().join("store.db"));
+    let etcd = format!("http://127.0.0.1:{registry_port}");
+    let start_registry =
+        || Banyan::start(&format!("registry serve --listen 127.0.0.1:{registry_port} --file {}", file.display()));
     let start_root = || Banyan::start(&format!("node run root --listen 127.0.0.1:{root_port} --etcd {etcd}"));
     let start_node = || {
         Banyan::start(&format!(
             "node run a --parent root --engine fake --token-time 1ms --batch 16 --listen 127.0.0.1:{node_port} --etcd {etcd}"
         ))
     };
-    let store = folder.path().join("store.db").display().to_string();
-    let start_api = || Banyan::start(&format!("api run --listen 127.0.0.1:{port} --etcd {etcd} --store {store}"));
-    let root = start_root();
+    let start_api = || Banyan::start(&format!("api run --listen 127.0.0.1:{port} --etcd {etcd} --store {}", path.display()));
+    let mut registry = start_registry();
+    registry.printed("is ready").await;
+    let mut root = start_root();
     root.printed("is ready").await;
-    let node = start_node();
+    let mut node = start_node();
     node.printed("is ready").await;
-    let api = start_api();
+    let mut api = start_api();
     let http = api.api().await;
     eventually("the API is ready", || async { http.get("/readyz").await.status.is_success().then_some(()) }).await;
 
@@ -71,34 +115,33 @@ async fn a_batch_comes_out_complete_though_every_process_is_killed() {
         .collect();
     let batch = begin(http, &lines).await;
     let id = batch["id"].as_str().unwrap_or_else(|| panic!("{batch}")).to_owned();
-    api.signal("KILL").await;
-    drop(api);
+    kill(&mut api).await;
+    api = start_api();
+    let store = Store::open(Target::File(path.clone())).await.expect("the store has room for another reader");
 
     // Each in the middle of it.
-    let mut api = start_api();
-    let mut node = node;
-    let mut root = root;
-    for (number, part) in [wanted / 6, wanted / 3, wanted / 2].into_iter().enumerate() {
-        let patience = Duration::from_secs(120);
+    let mut seen_finished = Vec::new();
+    for number in 0..4 {
+        let (part, patience) = (wanted * (number + 1) / 5, Duration::from_secs(120));
         let far = within(patience, || async {
             let batch = seen(http, &id).await?;
             (batch["request_counts"]["completed"].as_u64()? >= part as u64).then_some(())
         });
         assert!(far.await.is_some(), "{:?}\n{}", seen(http, &id).await, api.last_words());
-        match number {
-            0 => {
-                api.signal("KILL").await;
-                api = start_api();
-            }
-            1 => {
-                node.signal("KILL").await;
-                node = start_node();
-            }
-            _ => {
-                root.signal("KILL").await;
-                root = start_root();
-            }
-        }
+        seen_finished.push(Finished::of(&store, &id).await);
+        let victim = match number {
+            0 => &mut node,
+            1 => &mut registry,
+            2 => &mut root,
+            _ => &mut api,
+        };
+        kill(victim).await;
+        *victim = match number {
+            0 => start_node(),
+            1 => start_registry(),
+            2 => start_root(),
+            _ => start_api(),
+        };
     }
     let ended =
         within(Duration::from_secs(180), || async { seen(http, &id).await.filter(|batch| batch["status"] == "completed") });
@@ -118,6 +161,19 @@ async fn a_batch_comes_out_complete_though_every_process_is_killed() {
     for error in errors.values() {
         assert_eq!(error["response"]["status_code"], 400, "{error}");
         assert_eq!(error["response"]["body"]["error"]["param"], "temperature", "{error}");
+    }
+
+    // What was finished when somebody was killed stayed as it was, and was never asked again.
+    let last = Finished::of(&store, &id).await.answers;
+    let asked = asked(&store, &id).await;
+    assert!(asked.len() > wanted / 2, "the log knows of {} lines", asked.len());
+    for Finished { at_ms, answers } in &seen_finished {
+        assert!(!answers.is_empty());
+        for (position, answer) in answers {
+            assert_eq!(&last[position], answer, "line {position} has another answer");
+            let again = asked.get(position).into_iter().flatten().any(|asked_ms| asked_ms > at_ms);
+            assert!(!again, "line {position} was finished at {at_ms}, and asked again: {asked:?}");
+        }
     }
 }
 
@@ -174,4 +230,8 @@ async fn a_file_that_is_no_good_is_told_line_by_line() {
     assert_eq!(none.status, 404, "{none:?}");
     let listed = api.get("/v1/batches?limit=1").await.json();
     assert_eq!((&listed["data"][0]["id"], &listed["has_more"]), (&json!(id), &json!(false)));
+    for wrong in ["-1", "0", "10001", "99999999999"] {
+        let refused = api.get(&format!("/v1/batches?limit={wrong}")).await;
+        assert_eq!((refused.status.as_u16(), &refused.json()["error"]["param"]), (400, &json!("limit")), "{wrong}");
+    }
 }

@@ -205,3 +205,46 @@ async fn an_api_that_anybody_could_reach_does_not_start_without_a_key() {
     assert_eq!(banyan(&format!("key create --name me --store {}", store.display())).await.code, 0);
     Banyan::start(&line).printed("the API is ready").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_for_some_models_gets_those_of_an_alias_and_texts_are_logged_where_somebody_said_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let aliases = folder.path().join("aliases.toml");
+    std::fs::write(&aliases, "[aliases]\nfast = ['small', 'large']\n").expect("a write");
+    let store = format!("--store {}", folder.path().join("store.db").display());
+    let made = banyan(&format!("key create --name me --models large -o json {store}")).await.json();
+    let me = bearer(made["secret"].as_str().expect("a secret"));
+    let flags = format!("--nodes 1 --model small --model large --log-texts --aliases {} {store}", aliases.display());
+    let up = Banyan::up(&flags).await;
+    let api = up.api().await;
+
+    let served = complete(api, &me, "fast").await;
+    assert_eq!((served.status.as_u16(), &served.json()["model"]), (200, &json!("large")), "{:?}", served.json());
+    let refused = complete(api, &me, "small").await;
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (404, &json!("model_not_found")));
+    let listed = api.ask("GET", "/v1/models", &[("authorization", &me)], "").await.json();
+    let names: Vec<&Value> = listed["data"].as_array().expect("a list").iter().map(|model| &model["id"]).collect();
+    assert_eq!(names, ["fast", "large"]);
+
+    let chat = json!({ "model": "fast", "n": 2, "messages": [{ "role": "user", "content": "[[count 2]]" }] });
+    assert_eq!(api.ask("POST", "/v1/chat/completions", &[("authorization", &me)], chat.to_string()).await.status, 200);
+    let log = eventually("both are logged", || async {
+        let log = banyan(&format!("usage --requests 5 -o json {store}")).await.json();
+        Some(log).filter(|log| log.as_array().is_some_and(|log| log.len() == 2))
+    })
+    .await;
+    assert_eq!((&log[1]["prompt"], &log[1]["answer"]), (&json!("[[count 3]]"), &json!("1 2 3")), "{log}");
+    let asked: Value = serde_json::from_str(log[0]["prompt"].as_str().expect("a text")).expect("messages");
+    assert_eq!(asked, chat["messages"]);
+    assert_eq!(log[0]["answer"], json!("[\"1 2\",\"1 2\"]"), "{log}");
+
+    drop(up);
+    let up = Banyan::up(&flags.replace("--log-texts", "")).await;
+    assert_eq!(complete(up.api().await, &me, "large").await.status, 200);
+    let log = eventually("it is logged", || async {
+        let log = banyan(&format!("usage --requests 5 -o json {store}")).await.json();
+        Some(log).filter(|log| log.as_array().is_some_and(|log| log.len() == 3))
+    })
+    .await;
+    assert!(log[0].get("prompt").is_none() && log[0].get("answer").is_none(), "{log}");
+}
