@@ -7,7 +7,7 @@ use banyan_etcd::{Config, ConnectError, Registry};
 use banyan_node::LaneLimits;
 use banyan_proto::NodeName;
 
-use crate::{exit::Failure, output, tls::TlsArgs};
+use crate::{config::Part, exit::Failure, output, tls::TlsArgs};
 
 /// Between two tries, each of which lasts as long as the registry is given to answer.
 const REGISTRY_PAUSE: Duration = Duration::from_millis(500);
@@ -94,12 +94,19 @@ pub(crate) struct AliasArgs {
     /// A file of names that stand for models, such as `fast = ["gpt2", "gpt2-large"]` under `[aliases]`: docs/models.md says how.
     #[arg(long, env = "BANYAN_ALIASES", value_name = "FILE")]
     aliases: Option<PathBuf>,
+    /// Those of banyan.toml.
+    #[arg(skip)]
+    pub(crate) table: Option<Part>,
 }
 
 impl AliasArgs {
-    /// Reads the file.
+    /// Reads the file, or else the settings'.
     pub(crate) fn read(&self) -> Result<Aliases, Failure> {
-        let Some(path) = &self.aliases else { return Ok(Aliases::default()) };
+        let Some(path) = &self.aliases else {
+            let Some(part) = &self.table else { return Ok(Aliases::default()) };
+            let aliases = Aliases::of(part.table.clone());
+            return Ok(aliases.map_err(|error| anyhow::Error::new(error).context(format!("in {}", part.path.display())))?);
+        };
         let text = std::fs::read_to_string(path)
             .map_err(|error| anyhow::Error::new(error).context(format!("failed to read the aliases in {}", path.display())))?;
         Ok(Aliases::parse(&text).map_err(|error| anyhow::Error::new(error).context(format!("in {}", path.display())))?)

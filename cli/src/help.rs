@@ -148,6 +148,11 @@ banyan bench engine --random --http --plot engine.svg",
 banyan bench load --url http://127.0.0.1:8080 --endpoint completions -o json",
     ),
     ("bench overload", "banyan bench overload"),
+    (
+        "config show",
+        "banyan config show --origin
+banyan config show --config banyan.toml -o json",
+    ),
     ("bench quality", "banyan bench quality --model banyan-tiny --dtype q8,q4 --text story.txt"),
     (
         "bench route",

@@ -13,6 +13,7 @@ use banyan_provider::Config as Providers;
 
 use crate::{
     args::{self, Sequences},
+    config::Part,
     exit::{Code, Failure},
     fleet, output,
 };
@@ -66,8 +67,11 @@ pub(crate) struct InferenceArgs {
     #[arg(long, env = "BANYAN_ENGINE", value_enum, default_value = "local")]
     pub(crate) engine: Kind,
     /// A file of services that others run, with their models and keys: docs/providers.md says what is in it.
-    #[arg(long, env = "BANYAN_PROVIDERS", value_name = "FILE", required_if_eq("engine", "provider"))]
+    #[arg(long, env = "BANYAN_PROVIDERS", value_name = "FILE")]
     providers: Option<PathBuf>,
+    /// Those of banyan.toml.
+    #[arg(skip)]
+    pub(crate) providers_table: Option<Part>,
     /// How many sequences a node runs before it calls itself busy; `auto` measures at start with how many a step takes twice
     /// as long as with one.
     #[arg(long, env = "BANYAN_BUSY_AT", value_name = "N", default_value = "auto")]
@@ -137,13 +141,28 @@ impl InferenceArgs {
 
     /// Whether somebody named services that others run.
     pub(crate) fn has_providers(&self) -> bool {
+        self.providers.is_some() || self.providers_table.is_some()
+    }
+
+    /// Whether a flag did, or a variable: for this command, and not for all that is started here.
+    pub(crate) fn names_providers(&self) -> bool {
         self.providers.is_some()
     }
 
     /// The services of --providers, for a node of their own. Keys that two nodes count apart would be spent twice.
     pub(crate) fn providers(&self) -> Result<Option<Weights>, Failure> {
-        let read = |file: &PathBuf| Providers::read(file).map(Weights::Provider).map_err(anyhow::Error::new);
-        Ok(self.providers.as_ref().map(read).transpose()?)
+        let providers = match (&self.providers, &self.providers_table) {
+            (Some(file), _) => Providers::read(file),
+            (None, Some(part)) => Providers::of(part.table.clone(), &part.path),
+            (None, None) if self.engine == Kind::Provider => {
+                return Err(Failure::told(
+                    Code::Usage,
+                    "--engine provider needs --providers FILE, or [providers] in banyan.toml",
+                ));
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Weights::Provider(providers.map_err(anyhow::Error::new)?)))
     }
 
     /// Finds and loads the model for the `nodes` of this process, and measures once for all of them what is left to be
@@ -152,8 +171,7 @@ impl InferenceArgs {
         match self.engine {
             Kind::Fake => return Ok(Weights::Fake),
             Kind::Provider => {
-                let missing = || Failure::told(Code::Usage, "--engine provider needs --providers FILE");
-                return self.providers()?.ok_or_else(missing);
+                return Ok(self.providers()?.expect("whoever asks for providers is refused where there are none"));
             }
             Kind::Local => {}
         }

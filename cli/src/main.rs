@@ -11,6 +11,7 @@ mod autoscale;
 mod bench;
 mod ca;
 mod chat;
+mod config;
 mod doctor;
 mod drawing;
 mod exit;
@@ -36,7 +37,7 @@ mod up;
 mod usage;
 mod why;
 
-use std::process::ExitCode;
+use std::{env, path::PathBuf, process::ExitCode};
 
 use clap::{FromArgMatches as _, Parser, Subcommand};
 
@@ -45,12 +46,15 @@ use crate::{exit::Failure, observe::LogArgs, stop::Stop};
 /// Serves language models from a tree of inference nodes.
 ///
 /// `banyan up` starts a whole tree in one process. Every flag can also be given as the environment variable that its help
-/// names; flags win.
+/// names, or in `banyan.toml`; flags win over variables, and variables over the file.
 #[derive(Parser)]
 #[command(name = "banyan", version, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     log: LogArgs,
+    /// The file of settings: by default what BANYAN_CONFIG names, or `banyan.toml` in this folder.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -88,6 +92,9 @@ enum Command {
     Token(ca::TokenCommand),
     /// Adds nodes where a model has too few, and drains them where it has too many.
     Autoscale(Box<autoscale::Args>),
+    /// What is set for commands that are started here.
+    #[command(subcommand)]
+    Config(config::show::Command),
     /// Measures this machine.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -103,22 +110,38 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = help::command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let (file, cli) = match settled() {
+        Ok(settled) => settled,
+        Err(failure) => return exit::report(failure),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(Failure::from(anyhow::Error::new(error).context("failed to start the runtime"))),
     };
     let outcome = runtime.block_on(async {
         let stop = Stop::on_signals()?;
-        run(cli.command, &cli.log, stop).await
+        run(cli.command, &cli.log, &file, stop).await
     });
     // A model that is being loaded when the user interrupts is not waited for.
     runtime.shutdown_background();
     outcome.map_or_else(exit::report, |()| ExitCode::SUCCESS)
 }
 
-async fn run(command: Command, log: &LogArgs, stop: Stop) -> Result<(), Failure> {
+/// What was asked, with what is set.
+fn settled() -> Result<(config::File, Cli), Failure> {
+    let file = config::File::find(env::args_os(), &help::command())?;
+    let parsed = file.apply(help::command()).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let mut cli = parsed.unwrap_or_else(|error| {
+        if let Some(blamed) = file.blame(&error) {
+            output::note(&blamed);
+        }
+        error.exit()
+    });
+    file.hand_over(&mut cli.command);
+    Ok((file, cli))
+}
+
+async fn run(command: Command, log: &LogArgs, file: &config::File, stop: Stop) -> Result<(), Failure> {
     log.start(match &command {
         Command::Node(node::Command::Run(_)) | Command::Api(_) | Command::Registry(_) | Command::Ca(ca::Command::Serve(_)) => {
             "info"
@@ -140,6 +163,7 @@ async fn run(command: Command, log: &LogArgs, stop: Stop) -> Result<(), Failure>
         Command::Usage(args) => stop.unless(usage::run(args)).await,
         Command::Token(command) => stop.unless(ca::token(command)).await,
         Command::Model(command) => stop.unless(model::run(command)).await,
+        Command::Config(command) => config::show::run(command, file, &help::command()),
         Command::Bench(command) => stop.unless(bench::run(command)).await,
         Command::Doctor(args) => stop.unless(doctor::run(args)).await,
         // Ctrl-C ends an answer and not the conversation, so it listens itself.
@@ -205,6 +229,8 @@ mod tests {
             "node run a --parent root --listen 0.0.0.0:7600 --tls-dir tls --join-token-file token",
             "node run a --parent root --listen 0.0.0.0:7600 --insecure",
             "node tree --etcd https://10.0.0.1:2379 --etcd-ca ca.crt --etcd-cert tls.crt --etcd-key tls.key --tls-dir tls",
+            "up --config banyan.toml --log-texts",
+            "config show --origin -o json",
             "bench route --depth 1 --depth 2 -o json",
             "bench route --compare classic",
             "bench engine --random --dtype q8 --batch 1,8 -o json",

@@ -23,10 +23,10 @@ use crate::{
 pub(crate) struct Args {
     /// The node's name, which nobody else in the cluster has: 1 to 63 of a-z 0-9 - _ and the dot.
     #[arg(env = "BANYAN_NAME")]
-    name: NodeName,
+    pub(crate) name: NodeName,
     /// The node that it becomes a child of; without it, it is a root, which takes queries and never infers.
     #[arg(long, env = "BANYAN_PARENT", value_name = "NAME")]
-    parent: Option<NodeName>,
+    pub(crate) parent: Option<NodeName>,
     /// A root in waiting: it takes the tree's place when no root has it or its root dies, and waits again when another one has it.
     #[arg(long, env = "BANYAN_STANDBY", conflicts_with = "parent")]
     standby: bool,
@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
-    inference: InferenceArgs,
+    pub(crate) inference: InferenceArgs,
 }
 
 pub(crate) async fn run(args: Args, stop: Stop) -> Result<(), Failure> {
@@ -82,7 +82,7 @@ async fn start(args: &Args, fleet: &mut Fleet) -> Result<(), Failure> {
     if let Some(parent) = &args.parent {
         check_parent(&args.name, parent)?;
     }
-    if args.inference.has_providers() && args.inference.engine != Kind::Provider {
+    if args.inference.names_providers() && args.inference.engine != Kind::Provider {
         return Err(Failure::told(Code::Usage, "--providers goes with --engine provider")
             .hint("a node has one engine: start another node for the providers"));
     }

@@ -512,3 +512,34 @@ async fn log_follows_what_a_node_decides() {
     follow.signal("INT").await;
     assert_eq!(follow.finished().await.code, 130);
 }
+
+#[tokio::test]
+async fn settings_stand_in_a_file_behind_flags_and_variables() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("banyan.toml");
+    let text = "listen = '127.0.0.1:0'\nregistry_listen = '127.0.0.1:0'\nengine = 'fake'\nnodes = 3\n\
+                [aliases]\nfast = ['away', 'fake']\n";
+    std::fs::write(&path, text).expect("a write");
+    let config = format!("--config {}", path.display());
+    let up = Banyan::start(&format!("up --nodes 1 --store memory {config}"));
+    up.printed("Ctrl-C stops everything").await;
+    let nodes = banyan(&format!("node list -o name --etcd {}", up.fact("registry").await)).await;
+    assert_eq!(nodes.out.trim(), "node-1\nroot", "a flag wins");
+    let answer = up.api().await.post("/v1/completions", &json!({ "model": "fast", "prompt": "[[count 3]]" })).await;
+    assert_eq!((answer.text().as_str(), &answer.json()["model"]), ("1 2 3", &json!("fake")));
+
+    let shown = banyan(&format!("config show --origin {config}")).await.out;
+    let of = |setting: &str| {
+        let line = shown.lines().find(|line| line.starts_with(setting)).unwrap_or_else(|| panic!("no {setting} in {shown}"));
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(of("nodes")[1..3], ["3".to_owned(), path.display().to_string()]);
+    assert_eq!(of("cluster")[1..3], ["default", "default"]);
+
+    std::fs::write(&path, "nodse = 3\n").expect("a write");
+    let refused = banyan(&format!("node list {config}")).await;
+    assert_eq!(refused.code, 2);
+    assert!(refused.err.contains("there is no setting `nodse`: did you mean `nodes`?"), "{refused:?}");
+    let missing = banyan("node list --config nowhere.toml").await;
+    assert_eq!(missing.code, 2, "{missing:?}");
+}
