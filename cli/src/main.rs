@@ -2,7 +2,7 @@
 //!
 //! Every command has a file of its own; what they share is how to read flags ([`args`]), how to end ([`exit`]), how to
 //! write ([`output`], [`terminal`]), how to stop ([`stop`]), how to listen ([`listen`]), how to show themselves ([`observe`]), what a
-//! supervisor hears ([`supervisor`]), how to find a node ([`lookout`]), and how they are described ([`help`], [`reference`]). What a
+//! supervisor hears ([`supervisor`]), how to find a node ([`lookout`]), and how they are described ([`help`], [`mod@reference`]). What a
 //! tree is and does, the other crates know.
 
 mod api;
