@@ -200,6 +200,10 @@ async fn what_is_documented_is_there() {
         for (method, operation) in operations.as_object().unwrap() {
             let path = path.replace("{id}", "tiny");
             let method = method.to_uppercase();
+            // It goes on for as long as somebody listens.
+            if path == "/v1/tree/events" {
+                continue;
+            }
             let reply = crate::client::ask(rig.api.address(), &method, &path, &[], b"{}").await;
             assert_ne!(reply.status, 405, "{method} {path}");
             assert!(!reply.text().contains("there is nothing at"), "{method} {path}");
