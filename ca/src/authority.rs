@@ -224,6 +224,13 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// What somebody sends who wants to be that.
+    fn request(uri: &str, pair: &KeyPair) -> rcgen::CertificateSigningRequest {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.serialize_request(pair).unwrap()
+    }
+
     #[test]
     fn an_authority_is_made_once_and_its_key_is_its_owners_only() {
         let folder = tempfile::tempdir().unwrap();
@@ -241,7 +248,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::init(folder.path(), "prod".parse().unwrap()).unwrap();
         let pair = KeyPair::generate().unwrap();
-        let request = params(&who("banyan://prod/root/root"), VALID, &[]).serialize_request(&pair).unwrap();
+        let request = request("banyan://prod/root/root", &pair);
         let granted = who("banyan://prod/node/a");
         let pem = authority.sign(request.der(), &granted, VALID).unwrap();
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
@@ -256,7 +263,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::init(folder.path(), "prod".parse().unwrap()).unwrap();
         let pair = KeyPair::generate().unwrap();
-        let request = params(&who("banyan://prod/node/a"), VALID, &[]).serialize_request(&pair).unwrap();
+        let request = request("banyan://prod/node/a", &pair);
         let mut forged = request.der().to_vec();
         *forged.last_mut().unwrap() ^= 1;
         for request in [&forged[..], b"", b"nothing"] {

@@ -287,9 +287,12 @@ async fn gone(registry: &RegistryArgs, name: &str) {
 }
 
 fn shell(args: &Args, line: &str, name: &str, wanted: u32) -> Command {
+    // A shell that waits for a node would keep our output open for as long as that lives.
+    let plain = line.chars().all(|letter| letter.is_ascii_alphanumeric() || " /._-".contains(letter));
+    let line = if plain { format!("exec {line}") } else { line.to_owned() };
     let mut command = Command::new("sh");
     command
-        .args(["-c", line])
+        .args(["-c", &line])
         .env("BANYAN_NAME", name)
         .env("BANYAN_MODEL", &args.model)
         .env("BANYAN_WANTED", wanted.to_string())

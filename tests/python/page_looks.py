@@ -150,7 +150,7 @@ def every_language_has_every_word(person, stage):
     # What the page says is there, and what is there is said.
     source = "".join(path.read_text() for path in WEB.rglob("*") if path.suffix in (".js", ".html") and "words/" not in str(path))
     said = set(re.findall(r"""\bt\('([\w.]+)'""", source)) | set(re.findall(r'data-t(?:-label|-placeholder)?="([\w.]+)"', source))
-    said |= set(re.findall(r"'(keys\.\w+)'", source)) | set(re.findall(r"\? '([\w.]+)' : '", source)) | set(re.findall(r" : '([\w.]+)'", source))
+    said |= set(re.findall(r"'((?:keys|tree)\.[\w.]+)'", source)) | set(re.findall(r"\? '([\w.]+)' : '", source)) | set(re.findall(r" : '([\w.]+)'", source))
     begun = tuple(each for each in re.findall(r"\bt\(`([\w.]+)\$\{", source))
     known = set(base.values()) | set(words["en"])
     assert not (missing := {key for key in re.findall(r"""\bt\('([\w.]+)'""", source) if key not in known}), missing

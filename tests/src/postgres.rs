@@ -140,7 +140,8 @@ impl Postgres {
         } else {
             Command::new(path)
         };
-        command.current_dir(self.data.path()).stdin(Stdio::null());
+        // Clients look for certificates at home, and another user's is closed to them.
+        command.current_dir(self.data.path()).env("HOME", self.data.path()).stdin(Stdio::null());
         command
     }
 }

@@ -17,12 +17,17 @@ const CHILDREN: Duration = Duration::from_secs(5);
 /// How long the parent may take to end the link behind what is on its way.
 const PARTING: Duration = Duration::from_secs(2);
 
+/// How long even a node with nothing to do stays: whoever asked for it over the links is to hear that it has begun.
+const FAREWELL: Duration = Duration::from_millis(100);
+
 /// A node that is about to leave.
 pub(super) struct Leave {
     /// What runs then is handed over.
     until: Instant,
     /// Until then children are waited for.
     children_until: Instant,
+    /// It does not let go of its parent before.
+    farewell: Instant,
     parting: Parting,
 }
 
@@ -40,7 +45,8 @@ impl Core {
         match &mut self.leave {
             Some(leave) => leave.until = leave.until.min(until),
             None => {
-                self.leave = Some(Leave { until, children_until: self.now + CHILDREN, parting: Parting::NotYet });
+                let (children_until, farewell) = (self.now + CHILDREN, self.now + FAREWELL);
+                self.leave = Some(Leave { until, children_until, farewell, parting: Parting::NotYet });
                 // A root goes on with what it owes, for which it needs its children; it only takes no new questions.
                 if self.desk.is_none() {
                     self.route(router::Event::Draining);
@@ -75,6 +81,7 @@ impl Core {
         Some(match leave.parting {
             Parting::Link(_, until) => until,
             Parting::Done => self.now,
+            Parting::NotYet if self.now < leave.farewell => leave.farewell,
             Parting::NotYet if self.waits_for_children() => leave.until.min(leave.children_until),
             Parting::NotYet => leave.until,
         })
@@ -88,6 +95,9 @@ impl Core {
             Parting::Done => return true,
             Parting::Link(_, until) => return now >= until,
             Parting::NotYet => {}
+        }
+        if now < leave.farewell {
+            return false;
         }
         let works = match &self.desk {
             Some(desk) => desk.ledger.live() > 0,
